@@ -1,8 +1,12 @@
 """What `classify` reads and prints, in this process: which files, on what cores, in what words."""
 
+import io
+import json
+import os
+import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ import pytest
 from digit_classifier import answers, command
 from digit_classifier.answers import answer_text, as_word, digit_answer, find, read
 from serving.cli.commands import parser
+from serving.commandline import installation
 from serving.errors import ConfigurationError, InvalidRequest
 from serving.pictures.classifier import CLASS, LABEL, PROBABILITIES
 
@@ -158,3 +163,116 @@ def test_images_that_a_model_does_not_take_are_a_matter_of_the_command_line():
     assert str(caught.value) == (
         "pictures are read as images of 28 x 28: expected images of shape (N, 64)"
     )
+
+
+class Bar:
+    """A bar on the terminal: what is done to it, and what is printed meanwhile, in their order."""
+
+    done: ClassVar[list[Any]] = []
+
+    def __init__(self, total, stream):
+        assert stream is sys.stderr
+        self.done.append(("bar", total))
+
+    def clear(self):
+        self.done.append("clear")
+
+    def advance(self):
+        self.done.append("advance")
+
+
+class Out(io.StringIO):
+    """Stdout of another encoding."""
+
+    def write(self, text):
+        Bar.done.append(text)
+        return len(text)
+
+    def flush(self):
+        Bar.done.append("flush")
+
+    def reconfigure(self, **options):
+        Bar.done.append(options)
+
+
+def printed(monkeypatch, *readings, **options):
+    """Print the answers to pictures; return the exit code, and what was done."""
+    monkeypatch.setattr(Bar, "done", [])
+    monkeypatch.setattr(answers, "Bar", Bar)
+    monkeypatch.setattr(answers, "find", lambda names: names)
+    monkeypatch.setattr(answers, "read", lambda found, reader: (each for each in readings))
+    monkeypatch.setattr("sys.stdout", Out())
+    names = [name for name, _ in readings]
+    asked: Any = SimpleNamespace(**({"csv": False, "json": False, "pictures": names} | options))
+
+    def answer(picture, reading):
+        return digit_answer(reading, 0.0) if isinstance(reading, dict) else f"no {picture}"
+
+    code = answers.print_answers(asked, answers.DIGIT_COLUMNS, of, answer)
+    return code, Bar.done
+
+
+def test_bar_is_removed_before_each_line(monkeypatch):
+    code, done = printed(monkeypatch, ("a\n", outputs("1")))
+    line = [r"a\n: 1 (90.0 %)", "\n"]
+    encoding = {"errors": "backslashreplace"}
+    assert (code, done) == (
+        0, [encoding, ("bar", 1), "clear", *line, "flush", "advance", "clear"])  # fmt: skip
+
+
+def test_table_has_a_row_for_each_picture(monkeypatch, capsys):
+    code, done = printed(monkeypatch, ("a", outputs("1")), ("b", "its reason"), csv=True)
+    assert code == 1
+    assert [each for each in done if isinstance(each, str) and "," in each] == [
+        "picture,digit,probability,rejected,error,label\n", "a,1,0.9,false,,1\n",
+        "b,,,,its reason,\n",
+    ]  # fmt: skip
+    assert capsys.readouterr().err == "1 of 2 failed\n"
+
+
+def test_answers_are_objects_of_json(monkeypatch):
+    code, done = printed(monkeypatch, ("a", outputs("1")), ("b", 3), json=True)
+    assert code == 1
+    assert [json.loads(each) for each in done if isinstance(each, str) and "{" in each] == [
+        {"picture": "a", "digit": 1, "label": "1", "probabilities": [0.05, 0.9, 0.05],
+         "rejected": False},
+        {"picture": "b", "error": "no b"},
+    ]  # fmt: skip
+
+
+def test_reasons_are_for_stderr(monkeypatch, capsys):
+    code, done = printed(monkeypatch, ("b", "its\nreason"))
+    assert (code, [each for each in done if "reason" in each]) == (1, [])
+    assert capsys.readouterr().err == "b: its\\nreason\n"
+
+
+def test_formats_exclude_each_other(monkeypatch):
+    with pytest.raises(ConfigurationError, match=r"^--csv and --json exclude each other$"):
+        printed(monkeypatch, csv=True, json=True)
+
+
+def test_folder_that_cannot_be_read_is_said(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "a.png").mkdir()
+    (tmp_path / "in" / "b.png").touch()
+
+    def scandir(path):
+        if str(path).endswith("in"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    listed = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert find([str(tmp_path)]) == [
+        (str(tmp_path / "in"), "cannot be read: Permission denied")]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["here", "a server"])
+def test_packages_are_asked_for_before_anything_else(place, monkeypatch):
+    def require(*names):
+        raise ConfigurationError(f"{names} are not installed")
+
+    monkeypatch.setattr(installation, "require", require)
+    options: Any = SimpleNamespace(target=None if place == "here" else "127.0.0.1:1")
+    with pytest.raises(ConfigurationError, match=r"^\('PIL', 'scipy'\) are not installed$"):
+        command.run(options)

@@ -5,11 +5,15 @@ import pickle
 import re
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from digit_classifier import PRETRAINED, AsyncClassifier, Classifier, wire
+from digit_classifier.async_local import AsyncLocalDigits
+from digit_classifier.local import LocalDigits
 from digit_classifier.pb.digits.v1.digits_pb2 import GetModelResponse
 from digit_classifier.predictions import DIGITS
 from digit_classifier.remote import (
@@ -19,6 +23,7 @@ from digit_classifier.remote import (
     predictions_of,
     served_model_of,
 )
+from serving.config import BatchingConfig
 from serving.errors import InvalidRequest, Unavailable
 from serving.tensors import Signature
 from tests.support.fakes import FakeClock, images_of, probabilities_of
@@ -274,3 +279,35 @@ def test_model_of_a_server_is_read_whole():
 def test_impossible_models_are_refused(data, text):
     with pytest.raises(Unavailable, match=f"here:1.*{text}"):
         served_model_of(data, "here:1")
+
+
+# How a model is loaded
+
+
+@pytest.mark.parametrize("kind", [LocalDigits, AsyncLocalDigits])
+@pytest.mark.parametrize("path", [None, "net"])
+def test_model_is_loaded_with_all_that_its_caller_says(kind, path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    seen: list[Any] = []
+    tensors = DIGITS.tensors
+    model = SimpleNamespace(
+        version="3", served=SimpleNamespace(image_signature=DIGITS, tensors=tensors)
+    )
+
+    def load(*facts, **options):
+        seen.append((*facts, options))
+        return model
+
+    for name in ("local._DescribedModel", "async_local._AsyncDescribedModel"):
+        monkeypatch.setattr(f"digit_classifier.{name}.load", load)
+    batching = BatchingConfig(max_batch_size=9)
+    found = kind.open(path, 2, "cuda", "int8", batching)
+    is_async = kind is AsyncLocalDigits
+    place = PRETRAINED / "digits" if path is None else path if is_async else tmp_path / "net"
+    assert seen == [(place, 2, "cuda", "int8", {"batching": batching})]
+    if not is_async:
+        again, arguments = found.__reduce__()
+        assert again(*arguments).signature == DIGITS
+        assert seen[1:] == [(place, "3", "cuda", "int8", {"batching": batching})]
+        with pytest.raises(TypeError, match=r"^only a Classifier from load"):
+            kind(model).__reduce__()

@@ -263,3 +263,27 @@ def test_blank_is_less_than_16_levels_of_ink():
     with pytest.raises(InvalidRequest, match="the picture is blank"):
         normalizer.to_images(faint)
     assert normalizer.to_images(grey).shape == (1, 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({}, [400, 2]), ({"least": 1}, [400, 2, 1]), ({"least": 3}, [400]),
+        ({"least": 1, "most": 2}, [400, 2]),
+    ],
+)  # fmt: skip
+def test_specks_have_less_than_a_200th_of_the_largest_part(options, sizes):
+    mask = drawn((60, 60), (0, 0, 20, 20), (30, 30, 31, 32), (40, 40, 41, 41)) > 0
+    assert find_components(mask, **options).sizes.tolist() == sizes
+
+
+def test_hundred_parts_are_looked_at():
+    boxes = [(4 * (at // 12), 4 * (at % 12), 4 * (at // 12) + 2, 4 * (at % 12) + 2)
+             for at in range(101)]  # fmt: skip
+    assert len(find_components(drawn((60, 60), *boxes) > 0).sizes) == 100
+
+
+def test_picture_without_ink_has_no_parts():
+    found = find_components(np.zeros((9, 9), np.bool_))
+    assert (len(found.sizes), found.boxes.shape) == (0, (0, 4))
+    assert len(without_frames(found).sizes) == 0

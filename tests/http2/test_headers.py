@@ -149,3 +149,46 @@ def test_promised_length_is_a_number():
 def test_trailers_have_no_field_of_the_protocol(fields, is_good):
     reader = HeaderReader(Limits(), of_requests=True)
     assert reader.read_trailers(encode_literally(fields)) == (fields if is_good else None)
+
+
+class Cleared:
+    """A recogniser that finds nothing, and counts how often it has to forget all."""
+
+    def __init__(self):
+        self.number = 0
+
+    def read(self, raw):
+        return None
+
+    def learn(self, block, literals):
+        pass
+
+    def clear(self):
+        self.number += 1
+
+
+def test_what_is_recognised_is_forgotten_with_the_blocks():
+    """Once a block changes the table, the bytes of others mean something else."""
+    reader = HeaderReader(Limits(), of_requests=True)
+    reader.recogniser = recogniser = Cleared()
+    inserting = b"\x40\x01a\x01b"
+    reader.read(encode_literally(REQUEST))
+    assert (len(reader.blocks), recogniser.number) == (1, 0)
+    reader.read(encode_literally(REQUEST) + inserting)
+    assert (reader.blocks, recogniser.number) == ({}, 1)
+    reader.read(encode_literally(REQUEST) + inserting)
+    assert recogniser.number == 1, "there was nothing to forget"
+    reader.clear()
+    assert recogniser.number == 2
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_block_that_nobody_shares_gives_its_bytes_and_fields_back(is_kept):
+    reader = HeaderReader(Limits(), of_requests=True)
+    raw = encode_literally((*REQUEST, (b"x-id", b"1"))) + b"\x40\x01a\x01b" * (not is_kept)
+    block = reader.read(raw)
+    fields, changing = block.fields, block.changing
+    assert (block.is_kept, (b"x-id", b"1") in changing) == (is_kept, True)
+    block.shrink()
+    expected = (fields, changing, raw) if is_kept else ((), (), b"")
+    assert (block.fields, block.changing, block.raw) == expected

@@ -207,3 +207,29 @@ def test_random_bytes_raise_nothing_else(generator):
         ours = decoder()
         with suppress(HpackError):
             ours.decode(generator.randbytes(generator.randrange(1, 40)))
+
+
+def test_new_size_of_the_table_changes_it():
+    """So the blocks that were kept mean nothing any more."""
+    ours = decoder()
+    ours.decode(b"\x82")
+    assert not ours.has_changed
+    ours.decode(b"\x20\x82")
+    assert ours.has_changed
+    ours.decode(b"\x82")
+    assert not ours.has_changed
+
+
+def test_blocks_are_kept_until_the_encoders_table_changes():
+    ours, static, own = Encoder(), ((b":method", b"GET"),), ((b"a", b"b"),)
+    assert ours.encode(static) == b"\x82"
+    assert ours.blocks == {static: b"\x82"}
+    first = ours.encode(own)
+    assert ours.blocks == {}, "indices have moved"
+    assert ours.encode(own) == b"\xbe" != first
+    assert ours.encode(static) == b"\x82"
+    assert [*ours.blocks] == [own, static]
+    ours.resize(100)
+    assert ours.blocks == {}
+    assert ours.resized == b"\x20\x3f\x45"
+    assert ours.encode(own) == first

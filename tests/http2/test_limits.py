@@ -1,5 +1,6 @@
 """Each limit of a connection at its last value that is allowed, and at the first that is not."""
 
+from dataclasses import asdict
 from typing import Any
 
 import h2.errors
@@ -27,7 +28,9 @@ from serving.http2.frames import (
 )
 from serving.http2.hpack import encode_literally
 from serving.http2.limits import Limits
+from serving.http2.pieces import Pieces
 from serving.http2.server import ServerConnection
+from serving.http2.streams import OpenCall
 from tests.http2.frames import BLOCK, HELLO, OPEN, calls, headers, of, setting, update, window
 from tests.support.pages import cells
 
@@ -299,3 +302,121 @@ def test_events_before_an_error_are_not_kept():
 )  # fmt: skip
 def test_limits_are_those_of_the_page(begin, text):
     assert cells("limits.md", begin, "Limits of the ports")[1].startswith(text)
+
+
+OF_STREAMS = [
+    (frames.DATA, 1), (frames.HEADERS, 1), (frames.PRIORITY, 5), (frames.RST_STREAM, 4),
+    (frames.PUSH_PROMISE, 4), (frames.CONTINUATION, 1),
+]  # fmt: skip
+OF_THE_CONNECTION = [(frames.SETTINGS, 0), (frames.PING, 8), (frames.GOAWAY, 8)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "length", "stream"),
+    [*((*each, 1) for each in OF_STREAMS), *((*each, 0) for each in OF_THE_CONNECTION)],
+)
+def test_frame_belongs_on_streams_or_on_the_connection(kind, length, stream):
+    """RFC 9113, section 6."""
+    frames.check_header(kind, length, word(stream))
+    with pytest.raises(Http2Error, match=rf"^{frames._NAMES[kind]} on a wrong stream") as refused:
+        frames.check_header(kind, length, word(1 - stream))
+    assert refused.value.code is ErrorCode.PROTOCOL_ERROR
+
+
+def test_updates_of_windows_belong_on_both():
+    for stream in (0, 1):
+        frames.check_header(frames.WINDOW_UPDATE, 4, word(stream))
+
+
+def test_default_limits_are_these():
+    """Those that a page names are there, too; design.md has the others."""
+    assert asdict(Limits()) == {
+        "max_streams": 1024, "stream_window_bytes": 1_048_576,
+        "connection_window_bytes": 1_073_741_824, "max_frame_bytes": 262_144,
+        "announced_header_bytes": 16_384, "header_table_bytes": 4096,
+        "max_header_list_bytes": 65_536, "max_header_fields": 256, "max_block_bytes": 65_536,
+        "max_continuations": 64, "burst_resets": 100_000, "resets_per_s": 20_000.0,
+        "burst_small_frames": 1_000, "small_frames_per_s": 200.0, "small_frames_per_request": 3,
+        "small_bytes": 64,
+    }  # fmt: skip
+
+
+def test_server_that_forgets_reads_and_recognises_all_again():
+    server = started()
+    seen: list[str] = []
+
+    class Recogniser:
+        def __init__(self):
+            self.runs: dict[bytes, Any] = {}
+
+        def learn(self, block, literals): ...
+
+        def read(self, raw):
+            return None
+
+        def wants_no_table(self, stream, block):
+            return False
+
+        def clear(self):
+            seen.append("cleared")
+
+    made: Any = Recogniser()
+    server.recognise(lambda connection: made)
+    server.receive(headers(END_HEADERS, b"\x83\x86\x04\x02/a"), 0.0)
+    assert (len(server.reader.blocks), len(server.reader.kinds)) == (1, 1)
+    server.forget()
+    assert (server.reader.blocks, server.reader.kinds, seen) == ({}, {}, ["cleared"])
+
+
+def test_application_reads_the_fields_that_it_names_once_for_all_who_share_them():
+    server = ServerConnection(Limits(), *ANSWERS, b"", frozenset((b"own",)))
+    server.receive(HELLO, 0.0)
+    for stream, value in ((1, b"1"), (3, b"2"), (5, b"1")):
+        block = b"\x83\x86" + encode_literally(((b":path", b"/a"), (b"own", value)))
+        server.receive(headers(END_HEADERS, block, stream), 0.0)
+    first, second, third = (server.streams[word(each)].block for each in (1, 3, 5))
+    assert first.kind is third.kind is not second.kind
+    assert (b"own", b"2") in second.kind.fields
+
+
+def test_call_that_is_answered_is_nobodys_while_windows_keep_its_answer_back():
+    server = started()
+    server.receive(window(3) + headers(), 0.0)
+    server.streams[ONE].call = "the application's"
+    server.answer([ONE], [b"hello"])
+    state = server.streams[ONE]
+    assert (state.call, bytes(state.unsent), state.trailers is not None) == (None, b"lo", True)
+    server.receive(update(1, 2), 0.0)
+    assert ONE not in server.streams
+
+
+def test_long_data_that_have_left_are_kept_no_longer():
+    server = started()
+    server.receive(window(1 << 20) + update(0, 1 << 20) + headers(), 0.0)
+    server.respond(ONE)
+    server.send(ONE, Pieces([b"x" * 10]))
+    assert server.data_to_send().endswith(b"x" * 10)
+    assert (server.streams[ONE].unsent, server.due, server.blocked) == (b"", {}, {})
+    server.send(ONE, b"more")
+    assert server.data_to_send() == of(DATA, b"more")
+
+
+@pytest.mark.parametrize("size", [4096, 0])
+def test_prepared_answers_are_few_and_end_with_the_table_that_they_were_made_with(size):
+    server, most = started(), 0
+    for number in range(200):
+        stream = 2 * number + 1
+        server.receive(headers(stream=stream), 0.0)
+        server.answer([word(stream)], [bytes(number)])
+        most = max(most, len(server._templates))
+    assert 1 < most < 200
+    assert server._templates
+    server.receive(setting((1, size)), 0.0)
+    assert server._templates == {}
+
+
+def test_state_of_streams_that_share_a_block_has_no_credit_of_its_own():
+    block: Any = object()
+    for ended in (True, False):
+        found = OpenCall(block, ended=ended)
+        assert (found.block, found.ended, found.send_credit) == (block, ended, 0)

@@ -692,3 +692,22 @@ def test_prepared_responses_mean_the_same_though_the_first_was_kept_back():
                 fields += decoder.decode(sent[at + 9 : end], raw=True)
             at = end
         assert tuple(fields) == (*RESPONSE, *OK)
+
+
+def test_what_is_recognised_is_bounded_and_forgotten_together(generator):
+    peer, connection = Peer(generator, FIELDS[1]), server(Limits(max_streams=1 << 12))
+    own: Any = connection.recogniser
+    most = [0, 0, 0]
+    for size in range(5, 65):
+        for _ in range(5):
+            value = f"{generator.randrange(10**5):0{size}}"
+            data = peer.headers(huffman=False, x_id=value) + peer.data(peer.stream)
+            calls_of(connection, [data])
+            kept = own.runs, own.templates, own._shapes
+            most = [max(before, len(each)) for before, each in zip(most, kept, strict=True)]
+    assert 8 < most[0] <= 17, "patterns of headers, and those of data"
+    assert 8 < most[1] <= 32
+    assert 8 < most[2] <= 32
+    assert own.runs
+    connection.forget()
+    assert (own.runs, own.templates, own._shapes) == ({}, {}, {})

@@ -6,6 +6,9 @@ import pytest
 
 import digit_classifier
 import serving
+from digit_classifier.async_local import AsyncLocalDigits
+from digit_classifier.local import LocalDigits
+from digit_classifier.remote import AsyncRemoteDigits, RemoteDigits
 from serving.client import transport
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from tests.support.pages import DOCS, cells
@@ -65,3 +68,31 @@ def test_each_way_waits_as_long_for_a_model_as_the_page_says():
     (timeout_s,) = {defaults_of(way)["wait_ready", "timeout_s"] for way in WAYS}
     page = (DOCS / "clients.md").read_text("utf-8")
     assert f"`wait_ready` tries until its own timeout ({timeout_s:.0f} s)" in page
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (serving.Client.__init__, {
+            "timeout_s": 10.0, "attempt_timeout_s": None, "token": None, "tls_ca": None,
+            "tls_cert": None, "tls_key": None, "transport": "auto",
+        }),
+        (serving.Model.load, {
+            "path": None, "version": None, "device": "auto", "precision": "fp32",
+            "batching": None, "handler": None, "models": None, "threads": 0,
+        }),
+        (serving.Server.__init__, {"start_timeout_s": 60.0}),
+        (serving.publish, {"models": "models", "new_signature": False}),
+    ],
+    ids=["Client", "Model.load", "Server", "publish"],
+)  # fmt: skip
+def test_arguments_that_may_be_left_out_are_the_documented_ones(function, expected):
+    arguments = inspect.signature(function).parameters.values()
+    assert {each.name: each.default for each in arguments
+            if each.default is not each.empty} == expected  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*WAYS, LocalDigits, AsyncLocalDigits, RemoteDigits,
+                                  AsyncRemoteDigits], ids=lambda kind: kind.__name__)  # fmt: skip
+def test_ready_is_waited_for_half_a_minute(kind):
+    assert inspect.signature(kind.wait_ready).parameters["timeout_s"].default == 30.0

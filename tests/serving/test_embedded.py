@@ -1,5 +1,7 @@
 """A model in this process: how it is loaded, how its calls are run, and what it refuses."""
 
+import asyncio
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -7,10 +9,11 @@ import numpy as np
 import pytest
 
 from serving import AsyncModel, BatchingConfig, Model
-from serving.embedded import JoinedCalls
+from serving.embedded import JoinedCalls, on_thread
 from serving.errors import ConfigurationError, InvalidRequest, ModelNotFound, Unavailable
 from serving.model.loaded import LoadedModel
 from serving.model.settings import ModelSettings
+from serving.tensors import Outputs
 from tests.serving.model.graphs import model, node, save, two_layers, value
 from tests.support.fakes import MANIFEST, FakeModel, images_of
 
@@ -249,3 +252,60 @@ def test_description_is_that_of_the_model_without_a_servers_limit(layers):
     served = layers.served.describe(layers.batching)
     assert served.max_request_rows == BatchingConfig().max_request_rows
     assert layers.describe() == replace(served, max_request_rows=None)
+
+
+def test_what_is_wrong_with_a_model_is_said_before_the_rest(asked):
+    with pytest.raises(ConfigurationError, match=r"^device must be one of auto, cpu, cuda, got"):
+        Model.load("a", device="tpu", batching=64)
+    assert asked == []
+
+
+@pytest.mark.parametrize("way", ["answered", "fails", "cancelled"])
+async def test_work_on_a_thread_knows_that_nobody_waits_for_it(way):
+    begun, seen = threading.Event(), []
+
+    def work(inputs, is_cancelled):
+        seen.extend([inputs, is_cancelled])
+        begun.set()
+        if way == "fails":
+            raise KeyError("x")
+        if way == "cancelled":
+            assert may_end.wait(20.0)
+        return "answer"
+
+    may_end = threading.Event()
+    task = asyncio.ensure_future(on_thread(work, "inputs"))
+    await asyncio.to_thread(begun.wait, 20.0)
+    if way == "cancelled":
+        assert not seen[1]()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert seen[1](), "while it is done"
+        may_end.set()
+    elif way == "fails":
+        with pytest.raises(KeyError):
+            await task
+    else:
+        assert await task == "answer"
+    assert (seen[0], seen[1]()) == ("inputs", True)
+
+
+async def test_turn_of_a_loop_begins_one_run(monkeypatch):
+    """However many calls come in it; the calls of the next turn begin another one."""
+    loop, starts = asyncio.get_running_loop(), []
+    call_soon = loop.call_soon
+
+    def noted(callback, *args, **more):
+        if getattr(callback, "__func__", None) is JoinedCalls._start:
+            starts.append(callback)
+        return call_soon(callback, *args, **more)
+
+    monkeypatch.setattr(loop, "call_soon", noted)
+    calls = JoinedCalls(loop, lambda feeds: Outputs(feeds, "1"), 8, 1)
+    for number in (1, 2):
+        answers = [calls.run({"x": np.full((1, 1), value)}) for value in range(3)]
+        found = await asyncio.gather(*answers)
+        assert [each["x"].tolist() for each in found] == [[[0]], [[1]], [[2]]]
+        assert len(starts) == number
+        assert (calls._num_rows, calls._num_running, calls._is_due) == (0, 0, False)

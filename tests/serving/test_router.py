@@ -1,5 +1,6 @@
 """Models by name, versions, the canary's share, models that go, and what versions run on."""
 
+import threading
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,7 +17,8 @@ from serving.handlers.model import with_handler
 from serving.handlers.signature import HandlerSignature
 from serving.model.loaded import LoadedModel
 from serving.model.settings import ModelSettings
-from serving.router import Router, ServedVersion
+from serving.model.verdicts import Verdict
+from serving.router import Router, ServedVersion, _record
 from serving.system.crash_record import number_of
 from serving.system.host import Host
 from serving.telemetry.metrics import HandlerUsage
@@ -649,3 +651,38 @@ def test_version_that_ends_asks_its_callers_to_try_again_before_its_runners_end(
     assert happened == ["refused", "closed"]
     served.block(None)
     assert happened == ["refused", "closed"], "it is not opened again"
+
+
+@pytest.mark.parametrize(
+    ("device", "relative"),
+    [("cpu", {2: 1e-2, 4: 1e-4, 8: 1e-6}), ("cuda", {2: 1e-2, 4: 1e-2, 8: 1e-3})],
+)
+def test_answers_of_batches_are_compared_as_closely_as_the_device_rounds(device, relative):
+    engine: Any = FakeModel()
+    engine.device = device
+    host = Host()
+    model, router = loaded("1", engine), Router(host=host)
+    found = router._net(model, BatchingConfig())
+    assert found is not None
+    assert (found.random, found.is_proved) == (host.checks_random, model.is_proved)
+    assert found.digest == model.manifest.digests["model.onnx"]
+    assert (dict(found.closeness.relative), found.closeness.step) == (relative, model.output_step)
+    assert router._net(model, BatchingConfig(spot_checks="off")) is None
+
+
+def test_verdict_of_a_server_is_kept_for_the_next_start(monkeypatch):
+    """On a thread that holds up neither calls nor the end of the program."""
+    done: list[Any] = []
+
+    class Thread(threading.Thread):
+        def start(self):
+            done.append(self.daemon)
+            self.run()
+
+    monkeypatch.setattr("serving.router.verdicts.keep", lambda *facts: done.append(facts))
+    monkeypatch.setattr(threading, "Thread", Thread)
+    _record("", "rows depend on others")
+    assert done == [], "a model without a key has no place there"
+    _record("key", "rows depend on others")
+    is_daemon, (key, verdict) = done
+    assert (is_daemon, key, verdict) == (True, "key", Verdict("rows depend on others"))

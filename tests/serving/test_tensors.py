@@ -1,5 +1,6 @@
 """A caller's values go into a tensor's type only if each of them stays what it is."""
 
+from dataclasses import asdict
 from itertools import product
 
 import numpy as np
@@ -8,12 +9,15 @@ import pytest
 from serving.errors import InvalidRequest
 from serving.tensors import (
     DTYPES,
+    ModelInfo,
+    Signature,
     Tensor,
     TensorSignature,
     as_array,
     as_feeds,
     as_names,
     finite,
+    is_label,
 )
 
 FLOATS = 0.0, -1.5, 3e38, 1e39, -1e39, np.inf, np.nan
@@ -169,3 +173,96 @@ def test_numbers_of_json_are_finite():
     assert finite("1e308") == 1e308
     with pytest.raises(ValueError, match=f"^{'1' * 20} is too large for a number$"):
         finite("1" * 400)
+
+
+def test_types_are_the_protocols():
+    """Little-endian on each machine: values travel as they lie in memory."""
+    assert {name: each.str for name, each in DTYPES.items()} == {
+        "BOOL": "|b1", "INT8": "|i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
+        "UINT8": "|u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
+        "FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "BYTES": "|O",
+    }  # fmt: skip
+
+
+def test_tensors_are_shown_and_compared_by_their_name_type_and_shape():
+    named, plain = Tensor("x", "FP32", (-1, 2), ("batch",), "text"), Tensor("x", "FP32", (-1, 2))
+    assert repr(named) == repr(plain) == "Tensor(name='x', datatype='FP32', shape=(-1, 2))"
+    assert (named == plain, hash(named) == hash(plain)) == (True, True)
+    assert (plain.names, plain.content) == ((), "")
+    signature = TensorSignature((plain,), (), True)
+    assert repr(signature) == (
+        f"TensorSignature(inputs=({plain!r},), outputs=(), is_batchable=True, in_parts=False)"
+    )
+    assert signature == TensorSignature((named,), (), True)
+    digits = Signature((28, 28), 10)
+    assert repr(digits) == "Signature(input_shape=(28, 28), num_classes=10, labels=())"
+    assert (digits.image_bytes, digits.row_bytes) == (784, 40)
+
+
+def test_signature_of_a_classifier_is_that_of_its_document():
+    plain = {"input_shape": [28, 28], "dtype": "uint8", "classes": 3}
+    for document in (plain, {**plain, "labels": ["cat", "dog", "eel"]}):
+        found = Signature.of(document)
+        assert found.document() == document
+        assert found.labels == tuple(document.get("labels", ()))
+    tensors = Signature.of(plain).tensors
+    assert str(tensors) == "images UINT8 [N, 784] -> probabilities FP32 [N, 3]"
+    assert (tensors.is_batchable, tensors.in_parts) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("label", "is_one"), [("x" * 100, True), ("x" * 101, False), ("", False), ("a\n", False)]
+)
+def test_label_has_up_to_a_hundred_printable_characters(label, is_one):
+    assert is_label(label) is is_one
+    if is_one:
+        Signature((1,), 1, (label,))
+    else:
+        with pytest.raises(ValueError, match=r"^a label must be 1 to 100 printable characters$"):
+            Signature((1,), 1, (label,))
+
+
+def test_description_that_says_little_is_this():
+    info = ModelInfo(
+        name="m", version="3", versions=("3",), default_version="3", inputs=(X,), outputs=(Y,),
+        is_batchable=True, max_batch_size=8,
+    )  # fmt: skip
+    assert asdict(info) | {"inputs": (), "outputs": ()} == {
+        "name": "m", "version": "3", "versions": ("3",), "default_version": "3",
+        "canary_version": None, "not_served": {}, "inputs": (), "outputs": (),
+        "is_batchable": True, "in_parts": False, "batching": "", "device": "", "precision": "",
+        "optimized": "", "max_batch_size": 8, "max_request_rows": None, "max_message_bytes": None,
+        "labels": (), "pictures": None, "test_accuracy": None,
+    }  # fmt: skip
+    assert info.tensors == TensorSignature((X,), (Y,), is_batchable=True)
+
+
+class Raises:
+    """An object that numpy asks for its array, and that raises an error instead."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __array__(self, *_, **__):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [MemoryError("full"), TimeoutError("a signal")])
+def test_errors_that_are_no_fault_of_the_value_are_passed_on(error):
+    with pytest.raises(type(error)) as caught:
+        as_array(X, Raises(error))
+    assert caught.value is error
+
+
+def test_error_of_a_value_is_the_callers():
+    with pytest.raises(InvalidRequest) as caught:
+        as_array(X, Raises(RuntimeError("no  such\nfile")))
+    assert str(caught.value) == "expected x FP32 [N, 2], got a Raises: no such file"
+
+
+@pytest.mark.filterwarnings("error")
+def test_number_that_does_not_fit_is_an_error_and_no_warning():
+    with pytest.raises(InvalidRequest, match=r"got float64: if its values fit, write "):
+        as_array(Tensor("x", "FP32", (-1,)), np.array([1e39]))
+    with pytest.raises(InvalidRequest, match=r"got a number that it can't hold$"):
+        as_array(Tensor("x", "FP16", (-1,)), [1e6])

@@ -13,6 +13,7 @@ from digit_classifier.handler import IMAGE
 from digit_classifier.predictions import DIGITS
 from serving.config import ServerConfig
 from serving.errors import InvalidRequest
+from serving.http_api.files_path import MAX_BODY_BYTES, Answered
 from serving.pictures.classifier import CLASS, LABEL, PROBABILITIES
 from serving.transports.http_routing import JSON
 
@@ -191,3 +192,61 @@ def test_path_is_there_where_a_model_reads_digits_of_pictures(options):
     assert [*digits.routes(other, ServerConfig())] == []
     own = router(name="mnist")
     assert digits.digits_route(own) is own.routes["mnist"]
+
+
+class Call:
+    """A call of JSON: what is done for it elsewhere, and how long its body is then."""
+
+    def __init__(self, body):
+        self.body, self.work_sizes = body, []
+        self.plan: Any = SimpleNamespace(get=lambda name: JSON, query={})
+
+    async def work(self, function, *args, size):
+        self.work_sizes.append((size, len(self.body)))
+        return function(*args)
+
+
+async def test_images_of_json_are_run_and_their_text_is_kept_no_longer(monkeypatch):
+    """It may have megabytes, and the run takes a while."""
+    path = digits.DigitsPath(router())
+    body = json.dumps({"images": IMAGES.tolist()}).encode()
+    call: Any = Call(body)
+    seen = []
+
+    async def finished(call, chosen, decoded):
+        seen.append((call.body, chosen, [each.shape for each in decoded.inputs]))
+        return outputs(3, 4), "7"
+
+    monkeypatch.setattr(path, "find", lambda plan, share: ("chosen", plan, 0 <= share < 1))
+    monkeypatch.setattr(path, "finished", finished)
+    found: Any = await path.answered(call, {})
+    chosen = ("chosen", call.plan, True)
+    assert seen == [(b"", chosen, [(2, 784)])]
+    assert call.work_sizes == [(len(body), len(body))]
+    assert (found.chosen, found.files[0][0], found.version) == (chosen, "", "7")
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"), [(JSON, 4 << 20), (f"{JSON}; charset=utf-8", 4 << 20), ("image/png", None)]
+)
+def test_body_of_json_has_4_mib_at_most(kind, most):
+    plan: Any = SimpleNamespace(get=lambda name: kind)
+    assert digits._max_bytes(plan) == (most or MAX_BODY_BYTES)
+    assert MAX_BODY_BYTES != 4 << 20
+
+
+@pytest.mark.parametrize(("files", "items"), [([("", 3)], 3), ([("", 1), ("", "no")], 2)])
+async def test_report_is_written_elsewhere_by_its_length(files, items, monkeypatch):
+    """Each of its items has 256 bytes or more."""
+    answers: Any = [
+        (name, InvalidRequest(each) if isinstance(each, str) else outputs(*[1] * each))
+        for name, each in files
+    ]
+    call: Any = Call(b"")
+    chosen: Any = SimpleNamespace(route=SimpleNamespace(name="m"))
+    answered = Answered(chosen, answers, "7")
+    parameters = {"reject_below": 0.5, "with_image": False}
+    monkeypatch.setattr(digits, "write_report", lambda *facts: facts)
+    found: Any = await digits.DigitsPath(router()).write(call, answered, parameters)
+    assert found == (answers, "m", "7", 0.5, False)
+    assert call.work_sizes == [(256 * items, 0)]

@@ -241,3 +241,11 @@ def test_name_is_of_the_field_that_was_wrong():
     require_name("the name", "digits")
     with pytest.raises(ConfigurationError, match=r"^the name must be 1 to 128 visible characters"):
         require_name("the name", "two words")
+
+
+def test_first_thing_that_is_wrong_is_said():
+    """A share that can't be, before it is said that it has no effect."""
+    assert refusal(ModelConfig, version="1", canary=1.5) == "canary must be 0 to 1, got 1.5"
+    assert refusal(ServerConfig, host="unix:/a", workers=2, http_host="unix:/b") == (
+        "http_host must be an address: only host may be a Unix socket, got 'unix:/b'"
+    )

@@ -216,3 +216,35 @@ async def test_connection_without_calls_of_a_server_that_goes_is_closed():
     setting.answer(call, headers(), data(b"\0\0\0\0\1a"), OK)
     assert await call.result() == b"a"
     assert setting.wire.is_aborted
+
+
+async def test_late_call_is_late_though_the_server_is_silent_too(monkeypatch):
+    setting = Setting().connected()
+    late, stays = setting.start(timeout_s=-1.0), setting.start()
+    monkeypatch.setattr(Session, "is_alive", lambda self: False)
+    setting.connection._check()
+    assert await late.result() is transport.LATE
+    assert await stays.result() == Failure(StatusCode.UNAVAILABLE, "the server is silent")
+    assert setting.wire.is_aborted
+
+
+async def test_turn_writes_once_however_many_calls_it_begins(monkeypatch):
+    setting, flushes = Setting().connected(), []
+    loop = asyncio.get_running_loop()
+    call_soon = loop.call_soon
+
+    def noted(callback, *args, **more):
+        if getattr(callback, "__self__", None) is setting.connection:
+            flushes.append(callback)
+        return call_soon(callback, *args, **more)
+
+    monkeypatch.setattr(loop, "call_soon", noted)
+    for _ in range(2):
+        calls = [setting.start() for _ in range(3)]
+        await turns()
+        assert len(flushes) == 1
+        for call in calls:
+            call.cancel()
+        await turns()
+        assert len(flushes) == 2
+        flushes.clear()

@@ -1,8 +1,11 @@
 """A connection that threads share: its session is used by one of them at a time."""
 
+import errno
 import socket
 import threading
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -227,3 +230,135 @@ def test_alarm_while_bytes_are_read_ends_all_calls(connection, session, ends, mo
         StatusCode.UNAVAILABLE, "the connection broke: the program's own"
     )
     assert not connection.is_usable()
+
+
+class Alarmed:
+    """A socket whose calls a signal's handler ends by an error."""
+
+    def __init__(self, error):
+        self.error, self.is_shut = error, False
+
+    def recv(self, *_):
+        raise self.error
+
+    send = recv
+
+    def setsockopt(self, *_):
+        """Change nothing."""
+
+    def shutdown(self, how):
+        self.is_shut = True
+
+    def close(self):
+        """Called once nobody has the connection."""
+
+
+ALARMS = [TimeoutError("the program's own"), KeyboardInterrupt("Ctrl-C")]
+BROKEN = ConnectionResetError(104, "reset")
+
+
+@pytest.mark.parametrize("error", [*ALARMS, BROKEN], ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("step", ["reads", "writes"])
+def test_error_in_the_middle_of_bytes_ends_all_calls(step, error, connection, session, ends):
+    """And it goes on to who has made it, unless it is the connection's own."""
+    other = started(connection)
+    connection._socket = sock = Alarmed(error)
+
+    def work():
+        if step == "reads":
+            connection._read(1.0)
+        else:
+            started(connection)
+
+    if error is BROKEN:
+        work()
+    else:
+        with pytest.raises(type(error)):
+            work()
+    text = {"reads": str(error), "writes": f"can't send: {error}"}[step]
+    if step == "reads" and isinstance(error, KeyboardInterrupt):
+        text = threads._INTERRUPTED
+    assert other.outcome == Failure(StatusCode.UNAVAILABLE, text)
+    assert (sock.is_shut, connection._writer, connection._is_lost) == (True, None, True)
+    assert session.used.count("fail_all") == 1
+    ends[0].close()
+
+
+@pytest.mark.parametrize(
+    ("left_s", "error", "number"),
+    [(-1.0, TimeoutError(), errno.ETIMEDOUT), (60.0, TimeoutError(), None),
+     (-1.0, ConnectionResetError(), None), (-1.0, KeyboardInterrupt(), None)],
+)  # fmt: skip
+def test_socket_is_closed_where_the_handshake_fails(left_s, error, number, monkeypatch):
+    done = []
+
+    def shake_hands(sock, context, host, until_s):
+        raise error
+
+    sock = SimpleNamespace(setsockopt=lambda *args: done.append(args),
+                           close=lambda: done.append("closed"))  # fmt: skip
+    monkeypatch.setattr(socket, "create_connection", lambda *_: sock)
+    monkeypatch.setattr(threads, "_shake_hands", shake_hands)
+    credentials: Any = SimpleNamespace(tls_context=lambda: "context")
+    with pytest.raises(type(error)) as caught:
+        threads.connect(Address("a", 1, "a:1"), credentials, time.monotonic() + left_s)
+    assert done == [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), "closed"]
+    assert getattr(caught.value, "errno", None) == number
+    assert (caught.value is error) == (number is None)
+
+
+def test_thread_that_connects_lets_others_try_though_it_is_interrupted(monkeypatch):
+    def connect(*_):
+        raise errors.pop(0)
+
+    monkeypatch.setattr(threads, "connect", connect)
+    address = Address("a", 1, "a:1")
+    channel = threads.ReconnectingChannel(address, Credentials(None, None, None, None))
+    errors: list[BaseException] = [KeyboardInterrupt(), TimeoutError("own"), OSError(5, "x")]
+    for error in errors[:2]:
+        with pytest.raises(type(error)):
+            channel._connect(time.monotonic() + 20.0)
+    assert channel._connect(time.monotonic() + 20.0) == Failure(
+        StatusCode.UNAVAILABLE, "can't connect: Input/output error"
+    )
+    assert not channel._connecting.locked()
+
+
+class Handshake:
+    """A side of TLS that needs two flights of the server's."""
+
+    def __init__(self, context, host):
+        self.given, self.received = (context, host), []
+        self.flights = [b"hello", b"certificate"]
+
+    def shake_hands(self, received):
+        self.received.append(received)
+        return not self.flights
+
+    def encrypt(self, data):
+        assert data == b""
+        return self.flights.pop(0)
+
+
+@pytest.mark.parametrize(("left_s", "timeout_s"), [(3.0, 3.0), (-1.0, 0.001)])
+def test_hands_are_shaken_within_the_time_of_the_attempt(left_s, timeout_s, monkeypatch):
+    done, answers = [], [b"their hello", b"their end"]
+
+    def note(name, found=None):
+        def call(*args):
+            done.append((name, *args))
+            return answers.pop(0) if found else None
+
+        return call
+
+    sock: Any = SimpleNamespace(
+        sendall=note("send"), settimeout=note("timeout"), recv=note("receive", found=True)
+    )
+    monkeypatch.setattr(threads, "Tls", Handshake)
+    monkeypatch.setattr(threads, "time", SimpleNamespace(monotonic=lambda: 100.0))
+    context: Any = "context"
+    tls: Any = threads._shake_hands(sock, context, "a.example", 100.0 + left_s)
+    assert tls.given == ("context", "a.example")
+    assert tls.received == [b"", b"their hello", b"their end"]
+    waits = [("timeout", timeout_s), ("receive", 65_536)]
+    assert done == [("send", b"hello"), *waits, ("send", b"certificate"), *waits]

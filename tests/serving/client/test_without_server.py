@@ -28,6 +28,7 @@ from serving.oip import inference_pb
 from serving.protocols import error_info
 from serving.protocols.status import Failure, StatusCode
 from serving.tensors import ModelInfo, Outputs, Tensor
+from tests.support.locks import KeptLock, waits
 
 # Messages of tensors
 
@@ -759,3 +760,141 @@ def test_message_of_core_is_taken_or_its_call_is_over(error, expected):
         assert _taken(take, lambda: cancelled.append("it")) == expected
         assert cancelled == []
     assert _taken(lambda: b"hi", list) == b"hi"
+
+
+def test_threads_open_one_connection():
+    client: Any = Client("127.0.0.1:1")
+    client._lock = lock = KeptLock()
+    assert waits(lock, client._open)
+    assert client._opened() is client._opened() is client._open()
+    client.close()
+
+
+async def test_closed_client_says_so_on_any_loop():
+    """Not that another one has used it."""
+    client = AsyncClient("127.0.0.1:1")
+
+    async def use():
+        client._opened()
+
+    await use()
+    await client.close()
+    for run in (use, lambda: asyncio.to_thread(asyncio.run, use())):
+        with pytest.raises(Unavailable, match=r"^127\.0\.0\.1:1: the client is closed$"):
+            await run()
+
+
+async def test_calls_of_a_closed_channel_of_core_take_no_place():
+    """There are 512 in flight at most; the others wait."""
+    channel = GrpcioLoopTransport("x:1", Credentials(None, None, None, None))
+    await channel.close()
+    for _ in range(513):
+        assert await channel.exchange("/a.B/C", b"", 1.0) == transport.CUT_OFF
+    stream = await channel.stream("/a.B/C", b"", 1.0)
+    assert await stream.next() == transport.CUT_OFF
+    assert not channel._slots.locked()
+
+
+SETTINGS = {
+    "timeout_s": 3.0, "attempt_timeout_s": 2.0, "token": "t", "tls_ca": "ca", "tls_cert": "cert",
+    "tls_key": "key", "transport": "h2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_client_is_pickled_with_each_of_its_settings(kind, monkeypatch):
+    made: list[Any] = []
+    monkeypatch.setattr("serving.client.client.Credentials", lambda *facts: made.append(facts))
+    again, arguments = kind("127.0.0.1:1", **SETTINGS).__reduce__()
+    assert (again.func, again.args, again.keywords, arguments) == (
+        kind, ("127.0.0.1:1",), SETTINGS, ())  # fmt: skip
+    other = again()
+    assert (other.target, other.timeout_s, other._attempt_timeout_s) == ("127.0.0.1:1", 3.0, 2.0)
+    assert made == [("t", "ca", "cert", "key")] * 2
+
+
+def test_attempts_of_a_stream_have_the_whole_time(monkeypatch):
+    """It may take longer than one call's attempt, as long as its parts come."""
+    scripted = Scripted(metadata(), NO_CONFIG)
+    monkeypatch.setattr(Client, "_new_transport", lambda self: scripted)
+    client = Client("127.0.0.1:1", timeout_s=7.0, attempt_timeout_s=0.5)
+    client.describe("net")
+    scripted.outcomes.append([Failure(StatusCode.OK, "")])
+    assert [*client.stream("net", {"x": np.zeros((1, 4), np.float32)})] == []
+    *others, last = [timeout_s for _, _, timeout_s, _ in scripted.sent]
+    assert max(others) <= 0.5
+    assert 6 < last <= 7.0
+
+
+def test_server_that_refuses_often_is_waited_for(call, monkeypatch):
+    """A proxy in front of it answers so until it has started."""
+    monkeypatch.setattr(retries, "_SHORTEST_BACKOFF_S", 0.0)
+    monkeypatch.setattr(retries, "_LONGEST_BACKOFF_S", 0.0)
+    refused = Failure(StatusCode.UNAVAILABLE, "no healthy upstream", True)
+    scripted = Scripted(*[refused] * 20, b"\x08\x01")
+    assert call(scripted, "wait_ready") is None
+    assert len(scripted.sent) == 21
+
+
+# Calls of core
+
+
+class Core:
+    """A channel of core, whose calls are noted and answered."""
+
+    def __init__(self, target, *, options):
+        self.sent: list[Any] = []
+
+    def unary_unary(self, path):
+        return CoreMethod(self, "one", path)
+
+    def unary_stream(self, path):
+        return CoreMethod(self, "many", path)
+
+
+class CoreMethod:
+    def __init__(self, core, *facts):
+        self.core, self.facts = core, facts
+
+    def __call__(self, message, *, timeout, metadata):
+        self.core.sent.append((*self.facts, message, timeout, metadata))
+        return CoreCall()
+
+    future = __call__
+
+
+class CoreCall(bytes):
+    """The answer, and the call that has it."""
+
+    def __new__(cls):
+        return super().__new__(cls, b"re")
+
+    def result(self):
+        return self
+
+    def __await__(self):
+        yield from ()
+        return self
+
+    def cancel(self):
+        """Do nothing: it is answered."""
+
+    def add_done_callback(self, done):
+        done(self)
+
+
+async def test_call_of_core_has_its_time_and_the_callers_words(monkeypatch):
+    for library in (grpc, grpc.aio):
+        monkeypatch.setattr(library, "insecure_channel", Core)
+    credentials = Credentials("t", None, None, None)
+    token, own = ("authorization", "Bearer t"), ("x-tenant", "a")
+    for kind in (GrpcioTransport, GrpcioLoopTransport):
+        channel: Any = kind("x:1", credentials)
+        assert await (await channel.send("/a.B/C", b"1", 1.0, (own,))).result() == b"re"
+        assert await channel.exchange("/a.B/C", b"2", 2.0, (own,)) == b"re"
+        await channel.stream("/a.B/D", b"3", 3.0, (own,))
+        await channel.send("/a.B/C", b"4", 4.0)
+        assert channel._channel.sent == [
+            ("one", "/a.B/C", b"1", 1.0, (token, own)), ("one", "/a.B/C", b"2", 2.0, (token, own)),
+            ("many", "/a.B/D", b"3", 3.0, (token, own)), ("one", "/a.B/C", b"4", 4.0, (token,)),
+        ]  # fmt: skip

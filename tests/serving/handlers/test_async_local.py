@@ -5,16 +5,19 @@ import gc
 import threading
 from concurrent.futures import CancelledError
 from contextlib import aclosing
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 import serving
 from serving.handlers.local import _Loop
+from serving.handlers.stepped import stepped
 from tests.serving.handlers import behaviours
 from tests.serving.handlers.async_behaviours import AsyncAround, AsyncStory, Tasks
 from tests.serving.handlers.conftest import at_once
+from tests.support.fakes import TIMEOUT_S, until
 from tests.support.servers import wait_until
 
 
@@ -167,3 +170,94 @@ def test_loop_that_is_closed_takes_no_step():
     loop.close()
     with pytest.raises(CancelledError):
         loop.run(step())
+
+
+def test_thread_of_a_model_does_not_keep_its_program_alive():
+    before = loops()
+    model = serving.Model.load(handler=AsyncStory)
+    (loop,) = loops() - before
+    assert loop.daemon
+    model.close()
+
+
+def numbers(done, hold=None):
+    """A generator of 1, 2 and 3; the second step may have to wait."""
+    try:
+        yield 1
+        if hold is not None:
+            hold.inside.set()
+            assert hold.go_on.wait(TIMEOUT_S)
+            done.append("stepped")
+        yield 2
+        yield 3
+    finally:
+        done.append("closed")
+
+
+async def test_generator_is_stepped_on_threads_and_closed_where_it_is_left():
+    done: list[str] = []
+    assert [each async for each in stepped(numbers(done))] == [1, 2, 3]
+    assert done == ["closed"]
+    parts = stepped(numbers(done))
+    assert await anext(parts) == 1
+    await parts.aclose()
+    assert done == ["closed"] * 2
+
+
+async def test_generator_that_is_cancelled_in_its_step_is_closed_behind_it():
+    done: list[str] = []
+    hold: Any = SimpleNamespace(inside=threading.Event(), go_on=threading.Event())
+    parts = stepped(numbers(done, hold))
+    assert await anext(parts) == 1
+    step = asyncio.ensure_future(anext(parts))
+    await until(hold.inside.is_set)
+    step.cancel()
+    await asyncio.sleep(0)
+    assert done == [], "it is in its step"
+    hold.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await step
+    assert done == ["stepped", "closed"]
+    with pytest.raises(StopAsyncIteration):
+        await anext(parts)
+
+
+class Notes(serving.Handler):
+    """Notes what happens to its generator; each text is a part."""
+
+    inputs: ClassVar = {"text": serving.Text()}
+    outputs: ClassVar = {"text": serving.Text()}
+    done: ClassVar[list[str]] = []
+
+    def predict(self, text, parameters):
+        try:
+            for word in text[0].split():
+                yield [f"{word} {parameters.get('top')}"]
+        finally:
+            self.done.append("closed")
+
+
+class NotesAsync(Notes):
+    async def predict(self, text, parameters):
+        try:
+            for word in text[0].split():
+                yield [f"{word} {parameters.get('top')}"]
+        finally:
+            self.done.append("closed")
+
+
+@pytest.mark.parametrize("handler", [Notes, NotesAsync])
+async def test_generator_of_a_caller_who_takes_no_further_part_is_closed(handler):
+    handler.done.clear()
+    with serving.Model.load(handler=handler) as model:
+        parts = model.stream(["a b"], parameters={"top": 3})
+        assert next(parts)["text"].tolist() == ["a 3"]
+        parts.close()
+        assert handler.done == ["closed"]
+        assert [each["text"][0] for each in model.stream(["a b"])] == ["a None", "b None"]
+        assert handler.done == ["closed"] * 2
+    async with serving.AsyncModel.load(handler=handler) as awaited:
+        async with aclosing(awaited.stream(["a b"], parameters={"top": 3})) as found:
+            assert (await anext(found))["text"].tolist() == ["a 3"]
+            assert handler.done == ["closed"] * 2
+        await until(lambda: handler.done == ["closed"] * 3)

@@ -15,7 +15,14 @@ import serving
 from serving.handlers.cascades import trouble_of
 from serving.handlers.instance import Instance, at_once
 from serving.handlers.kinds import Array, Bytes, Json, Picture, Text, WrongValue
-from serving.handlers.loading import HandlerSource, assigned, load, named_sources
+from serving.handlers.loading import (
+    HandlerSource,
+    assigned,
+    imported_beside,
+    load,
+    named_sources,
+    require_no_import,
+)
 from serving.handlers.signature import HandlerSignature, arguments_of, signature_of
 from serving.tensors import Tensor, TensorSignature
 from tests.serving.handlers import behaviours
@@ -531,3 +538,59 @@ def test_signature_that_says_little_is_this():
         own = replace(plain, inputs=TEXTS, methods=("preprocess",))
         assert own.tensors(network).is_batchable, "rows are the handler's"
         assert own.tensors(network).outputs == network.outputs
+
+
+def test_error_in_a_file_leaves_no_file_in_import(tmp_path):
+    """Else a program that goes on could start no server any more."""
+    file = tmp_path / "starts.py"
+    file.write_text(
+        "from serving.handlers.loading import require_no_import\n\nrequire_no_import('Server')\n"
+    )
+    for _ in range(2):
+        require_no_import("Server")
+        expected = "starts.py:3: Server starts a server whenever the file is imported"
+        with pytest.raises(serving.ConfigurationError, match=f"^{re.escape(expected)}"):
+            load(HandlerSource(file))
+    require_no_import("Server")
+
+
+def test_handler_in_a_package_is_imported_as_part_of_it(tmp_path):
+    package = tmp_path / "shop_of_words" / "inner"
+    package.mkdir(parents=True)
+    for folder in (package.parent, package):
+        (folder / "__init__.py").touch()
+    (package.parent / "words.py").write_text("WORD = 'once'\n")
+    file = package / "teller.py"
+    file.write_text(
+        "import serving\nfrom ..words import WORD\n\nclass Teller(serving.Handler):\n"
+        "    inputs = outputs = {'x': serving.Text()}\n    word = WORD\n\n"
+        "    def predict(self, x):\n        return x\n"
+    )
+    found = load(HandlerSource(file))
+    assert (found.__module__, found.word) == ("shop_of_words.inner.teller", "once")  # type: ignore[attr-defined]
+    assert imported_beside(file) == [
+        package.parent / "__init__.py", package / "__init__.py", package.parent / "words.py",
+    ]  # fmt: skip
+    assert load(HandlerSource(file, "Teller")) is found
+
+
+def test_methods_get_the_options_that_they_name_and_the_state_of_their_call():
+    class Options(serving.Handler):
+        inputs = {"text": Text()}
+        outputs = {"found": Text()}
+
+        def preprocess(self, text, metadata):
+            return [[1]], (text[0], metadata["tenant"])
+
+        def postprocess(self, y, state, parameters):
+            return [f"{y[0]} {state} {parameters}"]
+
+    x, y = Tensor("x", "INT64", (-1, 1)), Tensor("y", "INT64", (-1,))
+    instance = Instance(Options, TensorSignature((x,), (y,), is_batchable=True), None)
+    options = {"parameters": {"top": 1}, "metadata": {"tenant": "a"}}
+    arrays, state = at_once(instance.preprocess([np.array(["b"], object)], options))
+    assert ([each.tolist() for each in arrays], state) == ([[[1]]], ("b", "a"))
+    (found,) = at_once(instance.postprocess([np.array([7])], 1, options, state))
+    assert found.tolist() == ["7 ('b', 'a') {'top': 1}"]
+    (found,) = at_once(instance.postprocess([np.array([7])], 1, {}))
+    assert found.tolist() == ["7 None {}"]

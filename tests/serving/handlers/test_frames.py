@@ -152,3 +152,26 @@ def test_heads_that_are_known_are_forgotten_when_they_are_many(monkeypatch):
     received(b"".join(frames.encode({"kind": "x" * 600})), 1 << 16)
     received(b"".join(frames.encode({"kind": "x", "options": {"a": 1}})), 1 << 16)
     assert len(frames._known_fields) == 1, "long ones, and those that a handler may change"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"nope", b"{}", b"[]", b"1", b'{"arrays": 1}', b'{"arrays": [1]}', b"[" * 200_000,
+        b'{"arrays": [["q", [1], null, 1]]}', b'{"arrays": [["text", [3], null, 2]]}', b"\xff",
+        b'{"arrays": [["<f4", [2], null, 3]]}',
+    ],
+    ids=lambda text: text[:40].decode("latin-1"),
+)  # fmt: skip
+def test_fields_of_a_frame_that_are_none_are_broken(text):
+    """The server ends a process that says something else, and never its own loop."""
+    with pytest.raises(BrokenFrame):
+        received(head(len(text), 0) + text, 1 << 16)
+
+
+def test_pictures_of_several_sizes_stay_apart():
+    pixels = [np.arange(h * w * 3, dtype=np.uint8).reshape(h, w, 3) for h, w in ((1, 2), (3, 1))]
+    sent = objects(pixels)
+    (found,) = received(b"".join(frames.encode({"kind": "x"}, [sent, np.arange(2)])), 1 << 16)
+    assert [each.tolist() for each in found.arrays[0]] == [each.tolist() for each in pixels]
+    assert found.arrays[1].tolist() == [0, 1]

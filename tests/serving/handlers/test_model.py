@@ -1,5 +1,6 @@
 """A version with a handler, as others see it: its facts, and those of the model inside."""
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -216,3 +217,26 @@ def test_entry_is_that_of_a_model_or_of_a_pipeline():
     assert inside.entry("a", maker) == ("batcher", "a", inside)
     for model in (with_handler(inside, handler), without_model("b", handler)):
         assert model.entry("a", maker) == ("pipe", "a", model)
+
+
+def test_handler_without_a_first_process_has_its_bytes_and_processes_from_nobody():
+    program = Program("m", SOURCE, Path("/h"), None, 1.0)
+    first, second = (LoadedHandler(PREDICTS, PREDICTS.tensors(None), program) for _ in range(2))
+    assert (first.first_bytes, [*first.take_first()]) == (0, [])
+    assert (first.program, first.signature) == (program, PREDICTS)
+    assert first.first is not second.first
+
+
+def test_threads_that_start_processes_do_not_keep_the_server_alive(monkeypatch):
+    seen: list[bool] = []
+    posted: list[Any] = []
+
+    def start(program):
+        seen.append(threading.current_thread().daemon)
+        return First(PREDICTS)
+
+    monkeypatch.setattr(process, "start", start)
+    program = Program("m", SOURCE, Path("/h"), None, 1.0)
+    LoadedHandler(PREDICTS, PREDICTS.tensors(None), program).launch(posted.append, print)
+    wait_until(lambda: posted)
+    assert seen == [True]

@@ -122,3 +122,15 @@ def test_use_that_is_refused_is_not_counted(use, text):
         use(metrics)
     assert str(caught.value) == text
     assert metrics.take() is None
+
+
+def test_wrong_name_is_told_before_the_number_of_labels():
+    metrics, labels = HandlerMetrics(), dict.fromkeys("abcde", 1)
+    for name, text in (
+        ("a-b", "metrics.count: 'a-b' can't be a name or a label"),
+        ("x", "metrics.count: x: more than 4 labels"),
+    ):
+        with pytest.raises(ValueError) as caught:  # noqa: PT011
+            metrics.count(name, **labels)
+        assert str(caught.value) == text
+    assert metrics.take() is None

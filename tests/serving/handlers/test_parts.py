@@ -250,3 +250,47 @@ def test_part_for_which_there_is_no_room_ends_the_call():
     world.reply("part", [1])
     assert isinstance(call.outcome, Overloaded)
     assert world.kinds() == [("drop", 1)]
+
+
+@pytest.mark.parametrize("error", [Overloaded("no room"), RuntimeError("ours")])
+def test_part_that_can_not_be_given_ends_the_call_with_those_that_are_ahead(
+    error, monkeypatch, caplog
+):
+    """At once: else its reader would be given parts behind the one that is missing."""
+    monkeypatch.setattr(runners, "_AHEAD", 8)
+    world = World()
+    call = world.stream(1, is_slow=True)
+    world.reply("part", [0])
+    for value in (1, 2):
+        world.reply("part", [value])
+    (joined,) = world.batcher._open.values()
+    assert len(joined.ahead) == 2
+
+    def refuse(result, at, number):
+        raise error
+
+    call.encode = refuse
+    call.resume()
+    assert isinstance(call.outcome, Overloaded if isinstance(error, Overloaded) else ModelError)
+    assert call.parts == [[[0]]]
+    assert [*joined.ahead] == []
+    assert ("a call could not be answered" in caplog.text) == isinstance(error, RuntimeError)
+
+
+def test_stream_waits_for_its_process_once_at_a_time():
+    world = World()
+    call = world.stream(1, is_slow=True)
+    world.reply("part", [0])
+    (joined,) = world.batcher._open.values()
+    (slot,) = world.batcher._runners.slots
+    assert (joined.is_taken, joined.is_in_line, len(slot.parts)) == (False, False, 0)
+    call.resume()
+    assert (joined.is_taken, joined.is_in_line, len(slot.parts)) == (True, True, 1)
+    call.resume()
+    assert len(slot.parts) == 1
+    world.owner.work()
+    assert (joined.is_in_line, len(slot.parts), world.kinds()) == (False, 0, [("next", 1)])
+    assert world.processes[0].sent[0][0] == {
+        "kind": "next", "job": 1, "phase": "predict", "rows": 1, "max_s": 2.0,
+        "max_bytes": test_pipeline.SMALL.max_response_bytes,
+    }  # fmt: skip

@@ -993,3 +993,115 @@ def test_calls_wait_for_a_start_until_what_waited_for_it_has_begun():
     assert queue.away_s == START_S
     world.tick(0.2)
     assert queue.away_s == 0.0, "and so after each start"
+
+
+def test_memory_is_looked_at_once_a_second():
+    world = World()
+    world.batcher._runners._config = BatchingConfig(max_handler_bytes=100)
+    world.tick()
+    world.processes[0].memory_bytes = 101
+    world.tick(0.99)
+    assert not world.processes[0].is_over
+    world.tick(0.02)
+    assert world.processes[0].is_over
+
+
+def test_calls_that_wait_are_looked_at_ten_times_a_second():
+    world = World()
+    world.call(0)
+    world.tick()
+    late = world.call(1, deadline_s=0.05)
+    world.tick(0.09)
+    assert late.outcome is None
+    world.tick(0.02)
+    assert isinstance(late.outcome, DeadlineExceeded)
+
+
+def test_answer_of_another_model_for_a_process_that_has_ended_is_sent_to_nobody():
+    other = Other()
+    world = World(find=other.find)
+    world.call(1)
+    gone = world.processes[0]
+    gone.ask(7, 10)
+    (slot,) = world.batcher._runners.slots
+    world.crash()
+    assert (slot.asked, slot.jobs) == ({}, {})
+    assert other.groups[0].open_calls() is None
+    gone.sent.clear()
+    other.answer(0, 20)
+    assert [*gone.sent] == []
+
+
+def test_calls_that_nobody_waits_for_have_no_deadline():
+    world = World()
+    world.call(1, deadline_s=5.0)
+    (joined,) = world.batcher._open.values()
+    assert joined.deadline_s == 5.0
+    joined.calls = []
+    assert joined.deadline_s == -np.inf
+
+
+def test_joined_calls_are_those_of_these_facts_at_first():
+    world = World(batching=True)
+    world.call(0)
+    calls = [world.call(number) for number in (1, 2)]
+    world.answer()
+    (joined,) = world.batcher._open.values()
+    assert (joined.num_calls, joined.num_rows, joined.depth, joined.stage) == (2, 2, 0, 0)
+    assert (joined.num_parts, joined.num_asked, joined.num_ahead) == (0, 1, 1)
+    assert (joined.is_taken, joined.is_in_line, joined.is_over) == (True, False, False)
+    assert (joined.state_at, joined.behind, [*joined.ahead]) == (None, None, [])
+    assert joined.calls is joined.members
+    world.answer([10, 20])
+    assert [each.outcome for each in calls] == [[[10]], [[20]]]
+    assert (joined.is_over, joined.calls) == (True, [])
+    assert world.batcher._open == {}
+
+
+def test_job_has_all_that_a_process_needs():
+    world = World(batching=True, options=("parameters",))
+    world.call(1, 2, parameters={"top": 1})
+    ((fields, (array,)),) = world.processes[0].sent
+    assert fields == {
+        "kind": "job", "job": 1, "phase": "predict", "rows": 2, "max_s": 2.0,
+        "max_bytes": SMALL.max_response_bytes, "options": {"parameters": {"top": 1}},
+    }  # fmt: skip
+    assert array.tolist() == [1, 2]
+    plain = World()
+    plain.call(1)
+    assert {*plain.processes[0].sent[0][0]} == {*fields} - {"options"}
+
+
+def test_state_that_is_forgotten_is_dropped_by_the_number_of_its_call():
+    world = World(("preprocess", "postprocess"), FakeVersion())
+    call = world.call(1)
+    world.processes[0].answer(state=True)
+    call.caller.streams.clear()
+    world.owner.work()
+    world.tick(0.2)
+    assert [fields for fields, _ in world.processes[0].sent] == [{"kind": "drop", "job": 1}]
+    (slot,) = world.batcher._runners.slots
+    assert (slot.states, slot.jobs, slot.open) == ({}, {}, set())
+
+
+def test_pipeline_is_scheduled_again_after_each_turn():
+    world = World()
+    world.call(1)
+    assert not world.batcher._is_scheduled
+    for number in range(3):
+        world.answer()
+        call = world.call(number)
+        assert call.outcome is None
+        assert len(world.processes[0].sent) == 1, "it has begun"
+        assert not world.batcher._is_scheduled
+
+
+@pytest.mark.parametrize("is_final", [True, False])
+def test_calls_without_room_count_as_failed_if_nobody_else_takes_them(is_final, monkeypatch):
+    world, refused = World(), Call(1)
+    queue = world.batcher._queue
+    monkeypatch.setattr(type(queue), "offer", lambda *_: 0)
+    queue.run_rows = 0
+    assert world.batcher.submit(refused.group, is_final=is_final) == 0
+    counts = world.metrics.snapshot().models.get(("h", "1"))
+    assert (counts.num_failed if counts else 0) == is_final

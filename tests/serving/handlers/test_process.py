@@ -378,3 +378,34 @@ def test_lines_that_a_process_prints_are_log_lines(caplog):
         (20, f"m: {'x' * 500}"),
     ]  # fmt: skip
     assert output.closed
+
+
+def test_threads_beside_a_process_do_not_keep_the_server_alive(played, child, monkeypatch):
+    daemons: dict[str, bool] = {}
+
+    def note():
+        thread = threading.current_thread()
+        daemons[thread.name] = thread.daemon
+
+    def end(timeout_s=0.0):
+        note()
+        return End(0)
+
+    logged = threading.Event()
+
+    def log_lines(output, model):
+        note()
+        assert (output, model) == (child.output, "m")
+        logged.set()
+
+    played.process._running.child.end = end
+    played.process.close()
+    wait_until(lambda: "handler-end" in daemons)
+    monkeypatch.setattr(process, "_log_lines", log_lines)
+    monkeypatch.setattr(child, "memory_bytes", lambda: note() or 5000, raising=False)
+    child.its.sendall(encoded(kind="ready", signature=SIGNATURE.document(), files=[]))
+    start(PROGRAM)
+    assert logged.wait(TIMEOUT_S)
+    wait_until(lambda: "handler-watch" in daemons)
+    del daemons[threading.current_thread().name]  # it looks at the memory once itself
+    assert daemons == {"handler-end": True, "handler-log": True, "handler-watch": True}

@@ -1,8 +1,10 @@
 """The program of a handler's process with `async def`, whose server the test plays."""
 
 import asyncio
+import logging
 import os
 import socket
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,8 @@ import serving
 from serving.handlers import frames, worker
 from serving.handlers.frames import FrameReader
 from serving.handlers.instance import Instance, at_once
+from serving.handlers.signature import HandlerSignature
+from serving.telemetry.metrics import OwnCounts
 from tests.serving.handlers.async_behaviours import AsyncAround, AsyncStory, Tasks
 from tests.serving.handlers.behaviours import Story, Teller
 from tests.support.fakes import TIMEOUT_S
@@ -536,3 +540,298 @@ def test_job_of_a_loop_has_the_same_outcome(child, word):
     else:
         expected = {"kind": "error", "job": 1, "error": "InvalidRequest", "text": "no"}
         assert (frame.fields, frame.arrays) == (expected, [])
+
+
+# What a handler asks of other models, by whole frames
+
+
+class Linked:
+    """The worker's end of a socket, and the server's, whose replies the test sends before."""
+
+    def __init__(self, job: int | None = None):
+        self.socket, self._other = socket.socketpair()
+        self.socket.settimeout(TIMEOUT_S)
+        self._reader = FrameReader(self.socket)
+        self.link = worker._ServerLink(self._other)
+        if job is not None:
+            self.send({"kind": "job", "job": job})
+            self.link.next_job()
+
+    def send(self, fields, arrays=()):
+        self.socket.sendall(b"".join(map(bytes, frames.encode(fields, arrays))))
+
+    def sent(self):
+        """The frames that the worker has sent."""
+        self.link.send({"kind": "last"})
+        found: list[Any] = []
+        while not found or found[-1][0] != {"kind": "last"}:
+            found += [(fields, [each.tolist() for each in arrays])
+                      for fields, arrays in self._reader.read()]  # fmt: skip
+        return found[:-1]
+
+    def close(self):
+        self.socket.close()
+        self._other.close()
+
+
+@pytest.fixture
+def linked():
+    made = Linked(7)
+    yield made
+    made.close()
+
+
+def reply(number, *texts_, **more):
+    """A reply to a request of the job 7."""
+    fields = {"kind": "reply", "job": 7, "request": number, **more}
+    return fields | ({} if "error" in more or "is_end" in more else
+                     {"names": ["text"], "version": "3"}), [
+        np.array([each], object) for each in texts_]  # fmt: skip
+
+
+@pytest.mark.parametrize("only", [7, None])
+@pytest.mark.parametrize(
+    ("inputs", "names"), [({"x": ["a"]}, ["x"]), (["a"], [""]), ({"x": ["a"], "y": [1]}, "xy")]
+)
+def test_request_of_another_model_has_its_names_and_arrays(only, inputs, names, linked):
+    models = worker._Models(linked.link, ("other",), only)
+    linked.send(*reply(1, "answer"))
+    found = models.infer("other", inputs)
+    assert (found["text"].tolist(), found.model_version) == (["answer"], "3")
+    asked = {"kind": "infer", "job": 7, "request": 1, "name": "other", "names": [*names]}
+    assert linked.sent() == [(asked, [["a"], [1]][: len(names)])]
+    linked.send(*reply(2, error="Overloaded", text="the queue is full"))
+    with pytest.raises(serving.Overloaded, match=r"^the queue is full$"):
+        models.infer("other", inputs)
+    with pytest.raises(serving.ModelNotFound, match=r"has no model 'more', only other$"):
+        models.infer("more", inputs)
+    assert len(linked.sent()) == 1
+    assert linked.link._replies == {}
+
+
+def test_parts_of_another_model_are_asked_for_one_by_one_and_left(linked):
+    models = worker._Models(linked.link, ("other",), 7)
+    linked.send(*reply(1, "a", is_part=True))
+    parts = models.stream("other", {"x": ["a"]})
+    assert next(parts)["text"].tolist() == ["a"]
+    asked = {"kind": "stream", "job": 7, "request": 1, "name": "other", "names": ["x"]}
+    assert linked.sent() == [(asked, [["a"]])]
+    linked.send(*reply(1, "b", is_part=True))
+    assert next(parts)["text"].tolist() == ["b"]
+    assert linked.sent() == [({"kind": "more", "request": 1}, [])]
+    parts.close()
+    assert linked.sent() == [({"kind": "leave", "request": 1}, [])]
+    assert linked.link._replies == {}
+
+
+def test_parts_of_another_model_end_with_its_answer_and_leave_nothing(linked):
+    models = worker._Models(linked.link, ("other",), 7)
+    linked.send(*reply(1, "a", is_part=True))
+    linked.send(*reply(1, is_end=True))
+    assert [each["text"][0] for each in models.stream("other", ["x"])] == ["a"]
+    linked.send(*reply(2, "whole"))
+    assert [each["text"][0] for each in models.stream("other", ["x"])] == ["whole"]
+    kinds = [fields["kind"] for fields, _ in linked.sent()]
+    assert kinds == ["stream", "more", "stream"], "it has ended by itself"
+    assert linked.link._replies == {}
+
+
+def test_models_are_called_while_their_call_is_answered():
+    linked = Linked()
+    text = r"^models can be called while their call is answered$"
+    for only in (None, 7):
+        with pytest.raises(serving.Unavailable, match=text):
+            worker._Models(linked.link, ("other",), only).infer("other", ["a"])
+    linked.send({"kind": "job", "job": 7})
+    assert linked.link.next_job().fields["job"] == 7
+    linked.link.end_job(7, frames.encode({"kind": "done", "job": 7}))
+    for only in (None, 7):
+        with pytest.raises(serving.Unavailable, match=text):
+            worker._Models(linked.link, ("other",), only).infer("other", ["a"])
+    assert linked.sent() == [({"kind": "done", "job": 7}, [])]
+    assert (linked.link._replies, linked.link.open) == ({}, set())
+    linked.close()
+
+
+class AsksParts(Tasks):
+    """Asks another model for two parts, and leaves."""
+
+    uses = ("other",)
+
+    async def predict(self, text):
+        parts = self.async_models.stream("other", {"x": text})
+        found = [(await anext(parts))["text"][0] for _ in range(2)]
+        await parts.aclose()
+        whole = await self.async_models.infer("other", text)
+        return {"answer": [" ".join([*found, whole["text"][0]])], "pid": np.array([1])}
+
+
+def test_tasks_ask_by_the_same_frames(child):
+    played = child(AsksParts)
+    played.send(job(7, "a"))
+    asked = {"kind": "stream", "job": 7, "name": "other", "names": ["x"], "request": 1}
+    _, _, frame = played.next()
+    assert (frame.fields, [each.tolist() for each in frame.arrays]) == (asked, [["a"]])
+    played.send(reply(1, "b", is_part=True))
+    assert played.next()[2].fields == {"kind": "more", "request": 1}
+    played.send(reply(1, "c", is_part=True))
+    assert played.next()[2].fields == {"kind": "leave", "request": 1}
+    asked = {"kind": "infer", "job": 7, "name": "other", "names": [""], "request": 2}
+    assert played.next()[2].fields == asked
+    played.send(reply(2, "d"))
+    kind, number, frame = played.next()
+    assert (kind, number, frame.arrays[0].tolist()) == ("done", 7, ["b c d"])
+    played.require_nothing_left()
+
+
+class Counts(Raises):
+    """Counts its calls."""
+
+    def predict(self, text):
+        self.metrics.count("calls", kind="a")
+        return text
+
+
+@pytest.mark.parametrize("plain", [Counts], indirect=True)
+def test_what_a_handler_counts_comes_before_its_outcome(plain):
+    plain.send(job(5, "word"))
+    kind, number, frame = plain.next()
+    assert (kind, number, {*frame.fields}) == ("metrics", None, {"kind", "own"})
+    assert OwnCounts.of(frame.fields["own"]).counts == {("calls", (("kind", "a"),)): 1.0}
+    assert plain.next()[:2] == ("done", 5)
+
+
+def test_watch_of_a_loop_has_its_thread_and_does_not_keep_the_process_alive(child, monkeypatch):
+    seen: list[Any] = []
+    come = threading.Event()
+
+    def watch(self, main):
+        seen.append((main, threading.current_thread().daemon))
+        come.set()
+
+    monkeypatch.setattr(worker._LoopWorker, "_watch", watch)
+    played = child()
+    assert come.wait(TIMEOUT_S)
+    assert seen == [(played._thread.ident, True)]
+
+
+class Large(serving.Handler):
+    """Answers two outputs, of which the first is the larger one."""
+
+    inputs: ClassVar = {"text": serving.Text()}
+    outputs: ClassVar = {"long": serving.Text(), "short": serving.Text()}
+
+    def predict(self, text):
+        return {"short": ["a"], "long": ["b" * 100]}
+
+
+@pytest.mark.parametrize("plain", [Large], indirect=True)
+def test_largest_output_is_named_where_all_are_too_large(plain):
+    fields, arrays = job(1, "word")
+    plain.send((fields | {"max_bytes": 108}, arrays))
+    expected = {"kind": "too_large", "job": 1, "output": "long", "bytes": 104}
+    assert plain.next()[2].fields == expected
+    plain.send((fields | {"max_bytes": 109}, arrays))
+    assert plain.next()[0] == "done"
+
+
+def test_step_that_is_dropped_says_so():
+    ours, other = socket.socketpair()
+    with ours, other:
+        other.sendall(b"".join(map(bytes, worker._dropped(4))))
+        (frame,) = FrameReader(ours).read()
+    assert frame == ({"kind": "failed", "job": 4, "text": "it was dropped"}, [])
+
+
+# The start of a process
+
+
+@pytest.fixture
+def starting(monkeypatch):
+    """The `main` of a process, as far as its first frame."""
+    seen: Any = SimpleNamespace(logging=None, codes=[])
+
+    def end(code):
+        seen.codes.append(code)
+        raise SystemExit(code)
+
+    def run(own):
+        seen.worker = own
+        raise SystemExit(0)
+
+    def basic_config(**named):
+        seen.logging = named
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.setattr(logging, "basicConfig", basic_config)
+    for each in (worker._Worker, worker._LoopWorker):
+        monkeypatch.setattr(each, "run", run)
+
+    def start(file, name="", network=None, folder="/h/1"):
+        words = {"file": str(file), "name": name, "folder": folder, "network": network,
+                 "log_level": 10}  # fmt: skip
+        ours, other = socket.socketpair()
+        with ours, other:
+            with pytest.raises(SystemExit):
+                worker.main(other, words)
+            (frame,) = FrameReader(ours).read()
+        return frame.fields
+
+    seen.start = start
+    yield seen
+    asyncio.set_event_loop(None)
+
+
+def test_process_says_that_it_is_ready_with_its_signature_and_files(starting, tmp_path):
+    (tmp_path / "words_of_ready.py").write_text("WORD = 1\n")
+    file = tmp_path / "ready_handler.py"
+    file.write_text(
+        "import serving\nimport words_of_ready\n\nclass Ready(serving.Handler):\n"
+        "    inputs = outputs = {'x': serving.Text()}\n\n"
+        "    def setup(self, folder):\n        type(self).folder = folder\n\n"
+        "    def predict(self, x):\n        return x\n"
+    )
+    fields = starting.start(file)
+    assert {*fields} == {"kind", "signature", "files"}
+    assert (fields["kind"], fields["files"]) == ("ready", [str(tmp_path / "words_of_ready.py")])
+    signature = HandlerSignature.of(fields["signature"])
+    assert (signature.name, signature.methods) == ("Ready", ("predict",))
+    assert (type(starting.worker), starting.codes) == (worker._Worker, [])
+    assert starting.worker._instance._handler.folder == Path("/h/1")
+    assert sys.dont_write_bytecode, "a file may change twice within a second"
+    (own,) = starting.logging.pop("handlers")
+    assert isinstance(own, worker._LogLines)
+    assert starting.logging == {"level": 10, "format": "%(name)s: %(message)s"}
+
+
+def test_process_with_coroutines_has_a_loop(starting, tmp_path):
+    file = tmp_path / "awaited_handler.py"
+    file.write_text(
+        "import serving\n\nclass Awaited(serving.Handler):\n"
+        "    inputs = outputs = {'x': serving.Text()}\n\n"
+        "    async def setup(self, folder):\n        type(self).folder = folder\n\n"
+        "    async def predict(self, x):\n        return x\n"
+    )
+    assert starting.start(file)["kind"] == "ready"
+    own: Any = starting.worker
+    assert type(own) is worker._LoopWorker
+    handler: Any = own._instance._handler
+    assert handler.folder == Path("/h/1")
+    own._loop.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("divides_by_zero", "import serving\n1 / 0\n",
+         "divides_by_zero.py:2: ZeroDivisionError: division by zero"),
+        ("has_no_method", "import serving\nclass A(serving.Handler): ...\n",
+         "has_no_method.py:2: A: expected preprocess, postprocess, or predict, got none of them"),
+    ],
+)  # fmt: skip
+def test_process_that_can_not_begin_says_why_in_a_line(name, text, words, starting, tmp_path):
+    file = tmp_path / f"{name}.py"
+    file.write_text(text)
+    assert starting.start(file) == {"kind": "failed", "text": words}
+    assert starting.codes == [1]

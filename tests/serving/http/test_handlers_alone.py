@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from serving.batching.run import Result
+from serving.config import ServerConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, NotAllowed, Unsupported
 from serving.http1.requests import Request
 from serving.http_api import files_path, http_server, inference, pictures
@@ -22,6 +23,7 @@ from serving.oip import rest
 from serving.pictures.classifier import PROBABILITIES
 from serving.tensors import Tensor, TensorSignature
 from serving.transports.http_routing import Answer, App, RoutedRequest, as_json
+from serving.transports.port_limits import PortLimits
 
 KIB = 1 << 10
 TENSORS = TensorSignature(
@@ -760,3 +762,232 @@ def test_document_has_the_bodies_that_a_model_takes(content, kinds):
     body = document["paths"]["/v2/models/m/infer"]["post"]["requestBody"]["content"]
     assert body.keys() == kinds
     assert ("example" in body["application/json"]) is True
+
+
+# What is done where
+
+
+async def test_outputs_of_pictures_are_finished_elsewhere_if_they_are_large():
+    def finish(about, outputs, state):
+        return {"found": (about, [each.tolist() for each in outputs], state)}
+
+    chosen: Any = SimpleNamespace(steps=SimpleNamespace(finish=finish), about="about")
+
+    class Path(files_path.FilesPath):
+        async def _run(self, call, chosen, inputs):
+            return [np.zeros(3, np.float32), np.zeros(2, np.int8)], "3"
+
+    call: Any = call_of(queries(), "GET", "/v2")
+    decoded: Any = SimpleNamespace(inputs=(), state="state")
+    found: Any = await Path(SimpleNamespace()).finished(call, chosen, decoded)
+    assert found == ({"found": ("about", [[0.0] * 3, [0, 0]], "state")}, "3")
+    assert [each[1:] for each in call.works] == [(14, 32_768, None)]
+
+
+def test_values_of_a_long_answer_are_written_in_turns_or_elsewhere():
+    """Texts part by part, with other calls between; numbers at once, where they are many."""
+    call: Any = call_of(queries(), "GET", "/v2")
+    numbers = rest.Unwritten(Tensor("n", "INT64", (-1,)), np.arange(3))
+    texts = rest.Unwritten(
+        Tensor("t", "BYTES", (-1,)), np.array(["x" * 100_000, "y" * 100_000], object)
+    )
+    found = outcome(inference._write_values(call, [b"<", numbers, b"|", texts, b">"]))
+    assert b"".join(map(bytes, found)) == b'<[0,1,2]|["%b","%b"]>' % (
+        b"x" * 100_000, b"y" * 100_000)  # fmt: skip
+    assert [(each, size, few) for each, size, few, _ in call.works] == [
+        (rest.write_numbers, 24, 65_536)]  # fmt: skip
+    assert call.num_others == len(found) - 4 > 1
+
+
+def test_parts_are_asked_for_of_models_that_answer_in_parts():
+    for in_parts in (True, False):
+        signature = TensorSignature(TENSORS.inputs, TENSORS.outputs, True, in_parts)
+        target = "/v2/models/m/generate_stream"
+        call = call_of(served(signature), "POST", target, b'{"x": [1.5, 2.5], "id": "7"}')
+        reply_of(call)
+        ((_, encoder, _),) = call.runs
+        assert (encoder.in_parts, encoder.request.name) == (in_parts, "m")
+        assert [json.loads(part[6:])["id"] for part, _ in call.sent] == ["7", "7"]
+
+
+@pytest.mark.parametrize("in_parts", [True, False])
+def test_model_that_answers_in_parts_has_one_path(in_parts):
+    signature = TensorSignature(TENSORS.inputs, TENSORS.outputs, True, in_parts)
+    text = ("model m answers in parts: POST /v2/models/m/generate_stream, or call "
+            "ModelStreamInfer over gRPC")  # fmt: skip
+    for target, body in (
+        ("/v2/models/m/infer", request_of()), ("/v2/models/m/generate", b'{"x": [1.5, 2.5]}'),
+        ("/v1/models/m:predict", b'{"instances": [[1.5, 2.5]]}'),
+    ):  # fmt: skip
+        call = call_of(served(signature), "POST", target, body)
+        if in_parts:
+            with pytest.raises(InvalidRequest) as caught:
+                reply_of(call)
+            assert str(caught.value) == text
+        else:
+            assert reply_of(call).status == 200
+    router: Any = SimpleNamespace(
+        routes={"m": SimpleNamespace(model=SimpleNamespace(tensors=signature, sample_shapes={}))}
+    )
+    verbs = {path.rpartition("/")[2] for path in openapi_document(router, {}, {})["paths"]
+             if path.startswith("/v2/models/m/")}  # fmt: skip
+    assert {"infer", "generate"} & verbs == (set() if in_parts else {"infer", "generate"})
+    assert "generate_stream" in verbs
+
+
+def test_request_that_is_not_the_known_one_is_read_whole():
+    routes = served()
+    learning = call_of(routes, "POST", "/v2/models/m/infer", request_of())
+    reply_of(learning)
+    assert learning.plan.known is not None
+    again = Call(learning.plan, request_of(id="7"))
+    assert json.loads(bytes(reply_of(again).body))["id"] == "7"
+    assert [function for function, *_ in again.works] == [inference.read_sent, rest.write]
+
+
+@pytest.mark.parametrize("is_binary", [False, True], ids=["JSON", "bytes"])
+def test_repeated_requests_have_kept_bytes_if_their_outputs_are_bytes(is_binary):
+    body = request_of(parameters={"binary_data_output": is_binary})
+    call = call_of(served(), "POST", "/v2/models/m/infer", body)
+    reply_of(call)
+    assert call.plan.known is not None
+    assert call.plan.known.encoder._is_repeated is is_binary
+
+
+FILES = {"type": "object", "properties": {"file": {"type": "array", "items": {
+    "type": "string", "format": "binary"}}}}  # fmt: skip
+VALUES_OF = {
+    "text": {"text/plain": {"schema": {"type": "string"}}},
+    "json": {"text/plain": {"schema": {"type": "string"}}},
+    "bytes": {
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        "multipart/form-data": {"schema": FILES},
+    },
+    "picture": {
+        "image/*": {"schema": {"type": "string", "format": "binary"}},
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        "multipart/form-data": {"schema": FILES},
+    },
+}
+
+
+@pytest.mark.parametrize("content", VALUES_OF)
+def test_document_says_what_a_body_is_that_is_a_value(content):
+    signature = TensorSignature((Tensor("x", "BYTES", (-1,), content=content),), TEXT.outputs, True)
+    model = SimpleNamespace(tensors=signature, sample_shapes={})
+    router: Any = SimpleNamespace(routes={"m": SimpleNamespace(model=model)})
+    document = openapi_document(router, {}, {})
+    body = dict(document["paths"]["/v2/models/m/infer"]["post"]["requestBody"]["content"])
+    own = body.pop("application/json")
+    assert own["schema"] == {"$ref": "#/components/schemas/InferRequest"}
+    assert own["example"]["inputs"][0]["name"] == "x"
+    assert body == VALUES_OF[content]
+
+
+# The server of the port
+
+
+class Bound:
+    """A socket that listens."""
+
+    is_closed = False
+
+    def getsockname(self):
+        return "127.0.0.1", 8123
+
+    def close(self):
+        self.is_closed = True
+
+
+class Processes:
+    """A pool that notes what it is asked for."""
+
+    def __init__(self):
+        self.asked: list[Any] = []
+
+    def submit(self, owner, function, *args):
+        self.asked.append((owner, function, args))
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """What an `HttpServer` is made of; each part of it is the test's."""
+    parts: Any = SimpleNamespace(socket=Bound(), pool=Processes(), opened=[], is_activated=True)
+
+    def first_free(listen, ports, option):
+        parts.listening = (listen.args, listen.keywords, [*ports], option)
+        return parts.socket
+
+    def open_port(*args, **named):
+        parts.opened.append((args, named))
+        return "port"
+
+    def decoders(router, modules):
+        parts.modules = modules
+        return parts.pool
+
+    fakes: dict[str, Any] = {
+        "activated": lambda name: parts.socket if parts.is_activated else None,
+        "first_free": first_free, "open_port": open_port, "decoders": decoders,
+        "max_message_bytes": lambda router: 11, "max_buffered_bytes": lambda router, config: 22,
+        "_max_connections": lambda: 33, "_routes": lambda *_: [], "token_check": lambda _: "tokens",
+        "open_access_log": lambda config: parts.log, "server_tls": lambda security, name: parts.tls,
+        "App": lambda *args: ("app", *args[1:]),
+    }  # fmt: skip
+    parts.log, parts.tls = SimpleNamespace(close=lambda: parts.opened.append("log closed")), None
+    for name, fake in fakes.items():
+        monkeypatch.setattr(http_server, name, fake)
+    parts.router = SimpleNamespace(routes={})
+    return parts
+
+
+def server_of(made, *applications, **options):
+    config = ServerConfig(http_port=0, **options)
+    return http_server.HttpServer(made.router, Asked(), config, applications)
+
+
+def test_port_has_its_own_times_and_the_limits_of_its_models(made):
+    server = server_of(made, SimpleNamespace(MODULES=("own.module",)))
+    assert server._limits == PortLimits(
+        max_message_bytes=11, max_connections=33, max_buffered_bytes=22, message_s=30.0, idle_s=30.0
+    )
+    assert made.modules == (
+        "serving.http_api.inference", "serving.http_api.files_path", "serving.oip.large_messages",
+        "own.module",
+    )  # fmt: skip
+    assert made.pool.asked == [("", int, ())], "its first process starts at once"
+    assert (server.address, server.url) == ("127.0.0.1:8123", "http://127.0.0.1:8123")
+
+
+def test_port_lets_callers_wait_until_it_begins(made):
+    made.is_activated = False
+    server_of(made, http_host="127.0.0.1")
+    assert made.listening == (("127.0.0.1",), {"backlog": 256}, [0], "--http-port")
+
+
+@pytest.mark.parametrize("has_tls", [True, False])
+def test_port_is_opened_with_its_encryption_and_its_log(has_tls, made):
+    made.tls = (lambda: "tls") if has_tls else None
+    server, loop = server_of(made), SimpleNamespace()
+    assert server.url == f"http{'s' * has_tls}://127.0.0.1:8123"
+    assert server._port(loop) == "port"
+    ((args, named),) = made.opened
+    app = ("app", "tokens", ("127.0.0.1",), ())
+    assert args == (loop, made.socket, app, made.router, server._limits, made.pool)
+    assert named == {"tls": made.tls, "log": made.log}
+
+
+def test_server_closes_what_it_has_opened_and_its_socket_only_if_no_loop_has_it(made):
+    server = server_of(made)
+    server.stop()
+    assert (made.socket.is_closed, made.opened) == (True, ["log closed"])
+    made.socket.is_closed = False
+    made.opened.clear()
+    server = server_of(made)
+    server._port(SimpleNamespace())
+    control = server._pools[0]
+    server.stop()
+    assert not made.socket.is_closed, "the port has closed it"
+    assert made.opened[-1] == "log closed"
+    with pytest.raises(RuntimeError):
+        control.submit("", int)

@@ -58,3 +58,72 @@ def test_body_in_chunks_has_its_limit_though_it_comes_at_once(size, is_taken):
     else:
         with pytest.raises(BadRequest, match=r"^expected a body of at most 10 bytes, got more$"):
             reader.read_body(request, 10)
+
+
+HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def chunked(data):
+    """Have an engine read the begin of a body in chunks; return it, and the body if it is whole."""
+    reader = RequestReader()
+    reader.receive(HEAD)
+    request = reader.read_head()
+    assert request is not None
+    assert request.num_bytes == -1
+    reader.receive(data)
+    return reader, reader.read_body(request, 1 << 20)
+
+
+@pytest.mark.parametrize(("number", "is_taken"), [(2_040, True), (4_000, False)])
+def test_framing_of_chunks_has_eight_kibibytes_beside_the_bodys_size(number, is_taken):
+    """Else a body of a megabyte would cost its reader as many chunks of one byte."""
+    data = b"1\r\nx\r\n" * number
+    if is_taken:
+        reader, body = chunked(data)
+        assert (body, reader.num_waiting) == (None, len(data))
+    else:
+        with pytest.raises(BadRequest, match=r"^expected chunks of more bytes$"):
+            chunked(data)
+
+
+@pytest.mark.parametrize(("size", "is_taken"), [(8_000, True), (9_000, False)])
+def test_head_of_a_chunk_has_eight_kibibytes(size, is_taken):
+    if is_taken:
+        assert chunked(b"1;" + b"x" * size)[1] is None
+    else:
+        with pytest.raises(BadRequest, match=r"^malformed HTTP: "):
+            chunked(b"1;" + b"x" * size)
+
+
+def test_body_in_chunks_leaves_nothing_behind():
+    reader, body = chunked(b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n" + LIVE)
+    assert (body, reader.num_waiting) == (b"abcde", len(LIVE))
+    request = reader.read_head()
+    assert request is not None
+    assert (request.method, reader.read_body(request, 10), reader.num_waiting) == ("GET", b"", 0)
+
+
+def test_head_that_comes_again_is_found_wherever_reads_end():
+    reader, found = RequestReader(), []
+    for byte in LIVE * 4:
+        reader.receive(bytes((byte,)))
+        request = reader.read_head()
+        if request is not None:
+            found.append(request)
+    assert len(found) == 4
+    assert all(each is found[0] for each in found), "it is not read again"
+    assert (reader.head, reader.num_waiting) == (LIVE, 0)
+
+
+def test_lengths_of_bodies_may_differ_between_heads_that_are_else_the_same():
+    reader, found = RequestReader(), []
+    for size in (3, 12, 3):
+        reader.receive(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
+        reader.receive(b"x" * size)
+        request = reader.read_head()
+        assert request is not None
+        found.append(request)
+        assert reader.around_length == (
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: ", b"\r\n\r\n")  # fmt: skip
+        assert reader.read_body(request, 20) == b"x" * size
+    assert all(each is found[0] for each in found)

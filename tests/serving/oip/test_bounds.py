@@ -12,7 +12,7 @@ from serving.oip.infer import Infer
 from serving.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
 from serving.oip.long_values import is_long, joined
 from serving.oip.parameters import check_parameter, of_handler, timeout_s_of
-from serving.oip.protobuf import Messages
+from serving.oip.protobuf import Messages, message_of
 from serving.oip.request import (
     InferAnswer,
     InferRequest,
@@ -22,8 +22,9 @@ from serving.oip.request import (
     check_others,
     understand,
 )
-from serving.oip.values import check_raw, check_strings, from_raw, quoted
-from serving.tensors import Tensor, TensorSignature
+from serving.oip.values import check_raw, check_strings, from_raw, quoted, typed_array
+from serving.protocols.framing import frame
+from serving.tensors import DTYPES, Tensor, TensorSignature
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -255,6 +256,7 @@ def read(**item):
         ({"shape": [True]}, "expected shape as a list of integers"),
         ({"data": 1}, "expected data as a list, got 1: a list of 1 item is [1]"),
         ({"data": [1, 2]}, "expected 1 values of 'x' for the shape [1], got 2"),
+        ({"shape": [], "data": [1, 2]}, "expected 1 values of 'x' for the shape [], got 2"),
         ({"data": [[1], 2], "shape": [2]}, "expected data as lists of one depth and length"),
         ({"data": [[1], [2, 3]], "shape": [3]}, "expected data as lists of one depth and length"),
         ({"datatype": "FP8"}, "expected datatype as one of BOOL, INT8, INT16, INT32, INT64, "
@@ -390,7 +392,7 @@ def test_outline_of_a_long_answer_has_the_limit_of_json():
     assert refusal(rest.outline, few) == ""
 
 
-@pytest.mark.parametrize(("number", "is_taken"), [(1_000, True), (32_769, False)])
+@pytest.mark.parametrize(("number", "is_taken"), [(10_000, True), (32_769, False)])
 def test_inputs_of_a_message_are_at_most_as_many_as_their_bytes_allow(number, is_taken):
     request = ModelInferRequest(inputs=[{}] * number)
     text = "expected at most 65536 bytes beside the tensors, got more"
@@ -457,3 +459,120 @@ def test_a_scalar_has_the_digits_of_its_type(dtype):
     digits = {np.float16: 0.099975586, np.float32: 0.1, np.float64: 0.1}[dtype]
     for written in (predict.write(answer), whole(predict.outline(answer))):
         assert json.loads(written) == {"predictions": digits}
+
+
+TYPED: dict[str, tuple[str, list[Any]]] = {
+    "BOOL": ("bool_contents", [True, False]), "INT8": ("int_contents", [-128, 127]),
+    "INT16": ("int_contents", [-(2**15), 2**15 - 1]),
+    "INT32": ("int_contents", [-(2**31), 2**31 - 1]),
+    "INT64": ("int64_contents", [-(2**63), 2**63 - 1]), "UINT8": ("uint_contents", [0, 255]),
+    "UINT16": ("uint_contents", [0, 2**16 - 1]), "UINT32": ("uint_contents", [0, 2**32 - 1]),
+    "UINT64": ("uint64_contents", [0, 2**64 - 1]), "FP32": ("fp32_contents", [-0.5, 2.5]),
+    "FP64": ("fp64_contents", [-0.5, 1e300]), "BYTES": ("bytes_contents", ["a", "é"]),
+}  # fmt: skip
+"""The protocol's field for the values of each type, and two that it holds."""
+
+
+@pytest.mark.parametrize("datatype", TYPED)
+def test_type_has_its_field_of_typed_contents(datatype):
+    field, values = TYPED[datatype]
+    tensor, request = Tensor("x", datatype, (-1,)), ModelInferRequest()
+    sent = request.inputs.add(name="x", datatype=datatype, shape=[2])
+    raw = [each.encode() if isinstance(each, str) else each for each in values]
+    getattr(sent.contents, field).extend(raw)
+    found = typed_array(sent, tensor, [2])
+    assert (found.tolist(), found.dtype) == (values, tensor.dtype)
+    asked = InferRequest("m", 2, (0,), (tensor,), (False,))
+    (output,) = message_of(InferAnswer(asked, [found], "1", "")).outputs
+    assert [each.name for each, _ in output.contents.ListFields()] == [field]
+    assert [*getattr(output.contents, field)] == raw
+    none = typed_array(ModelInferRequest().inputs.add(datatype=datatype), tensor, [0])
+    assert (none.shape, none.dtype) == ((0,), tensor.dtype)
+
+
+def test_only_half_floats_have_no_typed_contents():
+    assert {*DTYPES} - {*TYPED} == {"FP16"}
+    halves = Tensor("x", "FP16", (-1,))
+    text = "expected raw_input_contents for x: FP16 has no contents"
+    assert refusal(typed_array, ModelInferRequest().inputs.add(), halves, [0]) == text
+
+
+@pytest.mark.parametrize(
+    ("datatype", "values", "text"),
+    [
+        ("INT8", [128], "expected int_contents from -128 to 127, got 128"),
+        ("INT8", [0, -129], "expected int_contents from -128 to 127, got -129"),
+        ("INT16", [2**15], "expected int_contents from -32768 to 32767, got 32768"),
+        ("UINT8", [256], "expected uint_contents from 0 to 255, got 256"),
+        ("UINT16", [65_536], "expected uint_contents from 0 to 65535, got 65536"),
+        ("FP32", [1.0] * 3, "expected 2 fp32_contents for x [2], got 3"),
+    ],
+)  # fmt: skip
+def test_typed_contents_fit_their_type_and_shape(datatype, values, text):
+    sent = ModelInferRequest().inputs.add()
+    getattr(sent.contents, TYPED[datatype][0]).extend(values)
+    assert refusal(typed_array, sent, Tensor("x", datatype, (-1,)), [2]) == text
+
+
+def test_scalar_of_typed_contents_is_read_in_a_process_too():
+    request = ModelInferRequest()
+    request.inputs.add(name="x", datatype="FP32").contents.fp32_contents.append(2.5)
+    data, is_typed = large_messages.as_raw(request.SerializeToString())
+    found = ModelInferRequest.FromString(data)
+    assert (is_typed, [*found.raw_input_contents]) == (True, [np.float32(2.5).tobytes()])
+    assert not found.inputs[0].HasField("contents")
+
+
+def test_request_that_says_little_has_these_defaults():
+    assert Sent([], []) == ([], [], (), "", {}, False, {}, "")
+    assert InferRequest("m", 1, (), (), ())[5:] == (None, {}, False)
+    assert InferAnswer(InferRequest("m", 1, (), (), ()), [], "1", "").is_end is None
+    assert (SentInput("x", "FP32", [1]).parameters, SentOutput("y").parameters) == ((), ())
+
+
+@pytest.mark.parametrize(("text", "is_ready"), [(b"{}", False), (b'{"ready": true}', True)])
+def test_index_is_of_all_models_unless_the_ready_ones_are_wanted(text, is_ready):
+    assert rest.read_index(text) is is_ready
+    assert refusal(rest.read_index, b'{"ready": 1}') == "expected ready as a boolean"
+
+
+def test_output_of_a_prediction_has_the_limit_of_json():
+    tensors = (Tensor("y", "INT64", (-1,)),)
+    for number, is_taken in ((262_144, True), (262_145, False)):
+        asked = InferRequest("m", 1, (0,), tensors, (False,))
+        answer = InferAnswer(asked, [np.zeros(number, np.int64)], "1", "")
+        for write in (predict.outline, predict.write):
+            assert (refusal(write, answer) == "") is is_taken
+
+
+def test_numbers_too_large_for_a_double_are_refused_beside_those_that_are_none():
+    assert np.isnan(rest.object_of(b'{"a": NaN, "b": 1e300}')["a"])
+    text = "expected JSON: 1e400 is too large for a number"
+    assert refusal(rest.object_of, b'{"a": NaN, "b": 1e400}') == text
+
+
+@pytest.mark.parametrize("text", ["aGk", "aG!k=", "a", "é", 1, None, {"b64": "aGk=", "more": 1}])
+def test_base64_is_strict(text):
+    item = {"name": "x", "datatype": "BYTES", "shape": [1], "data": [text]}
+    body = json.dumps({"inputs": [item]}).encode()
+    expected = "expected data as base64, since the input is bytes"
+    assert refusal(rest.read, body, None, frozenset({"x"})) == expected
+
+
+@pytest.mark.parametrize(("num_bytes", "is_taken"), [(65_000, True), (66_000, False)])
+def test_json_has_as_few_bytes_beside_its_values_as_a_message(num_bytes, is_taken):
+    """Each character of the JSON is read here, and what is kept of it is a message's."""
+    item = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1.5],
+            "parameters": {"note": "x" * num_bytes}}  # fmt: skip
+    body = json.dumps({"inputs": [item]}).encode()
+    text = "expected at most 65536 bytes beside the tensors, got more"
+    assert refusal(rest.read, body) == ("" if is_taken else text)
+
+
+def test_messages_of_calls_are_no_stream_by_default():
+    asked = InferRequest("m", 1, (0,), (Tensor("y", "FP32", (-1,)),), (True,))
+    answer = InferAnswer(asked, [np.array([2.5], np.float32)], "3", "7")
+    message = message_of(answer)
+    assert Messages().write(answer) == frame(message.SerializeToString())
+    around = ModelStreamInferResponse(infer_response=message)
+    assert Messages(is_stream=True).write(answer) == frame(around.SerializeToString())

@@ -148,3 +148,29 @@ def test_watch_ends_with_its_call():
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(Watch(**FACTS, subscribe=subscribe).handle(call))
     assert call.did == [("post", b"A"), "left", "over"]
+
+
+def test_methods_that_take_rows_know_none_at_first_and_share_nothing():
+    first, second = BatchedUnary(**FACTS, read=read), BatchedStream(**FACTS, read=read)
+    assert first.known == second.known == {}
+    assert first.known is not second.known
+    assert (first.elsewhere, second.elsewhere) == (None, None)
+    base = Method(**FACTS)
+    assert (base.is_open, base.takes_one, base.sends_one, base.is_counted_by_run) == (
+        False, True, True, False)  # fmt: skip
+
+
+def test_watch_ends_once_though_its_call_fails():
+    call = FakeCall(b"a")
+
+    async def left():
+        raise RuntimeError("a bug")
+
+    call.left = left
+
+    def subscribe(request, send):
+        return lambda: call.did.append("over")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        asyncio.run(Watch(**FACTS, subscribe=subscribe).handle(call))
+    assert call.did == ["over"]

@@ -115,3 +115,61 @@ def test_errors_that_pass_ask_for_another_attempt(error):
 def test_failure_is_none_of_a_servers_unless_that_is_said():
     """Else a broken connection would be charged to the budget of retries."""
     assert tuple(Failure(StatusCode.UNAVAILABLE, "gone")) == (14, "gone", False, "", None, False)
+
+
+def status_of(size):
+    """The bytes of a status with a reason, which an unknown field makes as long as this."""
+    found = error_info.encode(8, "full", "OVERLOADED")
+    begin = base64.b64decode(found + "=" * (-len(found) % 4))
+    number = size - len(begin) - 3
+    return begin + bytes((5 << 3 | 2, number & 0x7F | 0x80, number >> 7)) + bytes(number)
+
+
+@pytest.mark.parametrize(("size", "reason"), [(16_384, "OVERLOADED"), (16_385, "")])
+def test_details_of_sixteen_kibibytes_are_read(size, reason):
+    data = status_of(size)
+    assert len(data) == size
+    assert error_info.reason_in(data) == reason
+    assert error_info.decode(base64.b64encode(data).rstrip(b"=")) == reason
+
+
+def test_details_with_other_characters_are_none():
+    found = error_info.encode(8, "full", "OVERLOADED")
+    for value in (found, found.encode()):
+        assert error_info.decode(value) == "OVERLOADED"
+    for wrong in ("!!!!", "\n \r\t", "é"):
+        assert error_info.decode(found[:8] + wrong + found[8:]) == ""
+
+
+def test_table_of_errors_is_this():
+    """Statuses and reasons are a contract: programs compare them."""
+    assert {error.__name__: (row.code.name, row.reason, row.http.value, row.is_retried)
+            for error, row in TABLE.items()} == {
+        "InvalidRequest": ("INVALID_ARGUMENT", "INVALID_REQUEST", 400, False),
+        "TooLarge": ("RESOURCE_EXHAUSTED", "TOO_LARGE", 413, False),
+        "Unsupported": ("UNIMPLEMENTED", "UNSUPPORTED", 501, False),
+        "NotAllowed": ("FAILED_PRECONDITION", "NOT_ALLOWED", 403, False),
+        "ModelNotFound": ("NOT_FOUND", "MODEL_NOT_FOUND", 404, False),
+        "Unauthenticated": ("UNAUTHENTICATED", "UNAUTHENTICATED", 401, False),
+        "Overloaded": ("RESOURCE_EXHAUSTED", "OVERLOADED", 429, True),
+        "Unavailable": ("UNAVAILABLE", "UNAVAILABLE", 503, True),
+        "DeadlineExceeded": ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", 504, False),
+        "ModelError": ("INTERNAL", "MODEL_ERROR", 500, False),
+        "CorruptModel": ("INTERNAL", "CORRUPT_MODEL", 500, False),
+        "DeviceError": ("INTERNAL", "DEVICE_ERROR", 500, False),
+        "ConfigurationError": ("INTERNAL", "CONFIGURATION_ERROR", 501, False),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("pushback_s", [None, 0.0, 2.5])
+def test_pause_that_a_server_asks_for_is_the_errors(pushback_s):
+    for code, kind in (
+        (StatusCode.RESOURCE_EXHAUSTED, errors.Overloaded),
+        (StatusCode.UNAVAILABLE, errors.Unavailable),
+        (StatusCode.DATA_LOSS, errors.Unavailable),
+    ):
+        reason = kind.__name__.upper() if code is not StatusCode.DATA_LOSS else ""
+        error = error_from(Failure(code, "no", reason=reason, pushback_s=pushback_s), "here:1")
+        assert isinstance(error, kind)
+        assert isinstance(error, errors.Overloaded | errors.Unavailable)
+        assert error.retry_after_s == pushback_s

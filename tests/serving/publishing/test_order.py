@@ -118,3 +118,24 @@ def test_folder_is_closed_where_the_disk_fails(module, name, tmp_path, monkeypat
     with pytest.raises(OSError, match="Input/output error"):
         write_version(tmp_path / "net", lambda version: {"a": b""})
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_folders_are_made_where_there_are_none(tmp_path):
+    for _ in range(2):
+        write_atomically(tmp_path / "a" / "b" / "file", b"content")
+    assert (tmp_path / "a" / "b" / "file").read_bytes() == b"content"
+    assert write_version(tmp_path / "c" / "d" / "net", lambda version: {}).name == "1"
+
+
+def test_error_of_a_disk_is_not_hidden_by_what_follows(tmp_path, monkeypatch):
+    mkdir = Path.mkdir
+
+    def full(path, *args, **options):
+        if path.name == ".staging":
+            raise OSError(28, "No space left on device")
+        mkdir(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_version(tmp_path, lambda version: {"a": b""})
+    assert os.listdir(tmp_path) == []

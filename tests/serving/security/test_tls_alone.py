@@ -12,8 +12,10 @@ from serving.errors import ConfigurationError
 from serving.security import authorities, certificates
 from serving.security.authorities import read_authorities
 from serving.security.certificates import files_of, load, server_tls
+from serving.security.own_certificate import OwnCertificate, own_certificate
 from serving.security.tls import NO_HTTP2, Plain, Tls
 from serving.security.tls_probe import PLAINTEXT_SERVER, is_plaintext, tls_mismatch
+from tests.support.certificates import self_signed
 
 
 @pytest.fixture(scope="module")
@@ -221,3 +223,18 @@ def test_side_that_speaks_tls_alone_is_named(reason, if_tls, if_plain, monkeypat
     assert tls_mismatch("[::1]:5,b:6", 1.5, is_tls=True) == if_tls
     assert tls_mismatch("a:7", 2.5, is_tls=False) == if_plain
     assert asked == [(("::1", 5), 1.5), (("a", 7), 2.5)]
+
+
+# A server's own certificate
+
+
+def test_own_certificate_is_for_its_names_and_by_whom_it_is(config, authority, tmp_path):
+    assert own_certificate(config) == OwnCertificate(("localhost",), False)
+    file = self_signed(tmp_path, "a.example", "10.0.0.7")
+    security = SecurityConfig(tls_cert=file, tls_key=file)
+    assert own_certificate(security) == OwnCertificate(("a.example", "10.0.0.7"), True)
+    late = tmp_path / "late"
+    late.mkdir()
+    file = self_signed(late, "localhost", days=-1)
+    security = SecurityConfig(tls_cert=file, tls_key=file)
+    assert own_certificate(security) == OwnCertificate((), False), "nobody would trust it"

@@ -1,10 +1,14 @@
 """The answers of the metrics port, whole, byte by byte."""
 
 import socket
+import threading
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from serving.config import BatchingConfig
+from serving.server import metrics_port
 from serving.server.metrics_port import MetricsPort, _ExchangeHandler
 from serving.system.usage import Usage
 from serving.telemetry.metrics import Counts, QueueUsage, Readiness, Report, Served
@@ -114,3 +118,74 @@ def test_page_that_fails_is_an_error_and_the_next_one_is_made(monkeypatch, caplo
         )
     finally:
         port.close()
+
+
+def test_port_has_these_limits_by_default(monkeypatch):
+    """A probe is answered in five seconds or not at all, and 64 at a time."""
+    made: list[Any] = []
+
+    class Server:
+        def __init__(self, listener, answer, *limits):
+            self.limits, self.served = limits, threading.Event()
+            made.append(self)
+
+        def serve_forever(self, interval_s):
+            self.thread, self.interval_s = threading.current_thread(), interval_s
+            self.served.set()
+
+        def shutdown(self):
+            assert self.served.wait(TIMEOUT_S)
+
+        def server_close(self):
+            """Close nothing."""
+
+    monkeypatch.setattr(metrics_port, "_Server", Server)
+    for options in ({}, {"exchange_s": 1.0, "max_exchanges": 2}):
+        port = MetricsPort("127.0.0.1", 0, **options)
+        port.close()
+        port._listener.close()
+    assert [each.limits for each in made] == [(5.0, 64), (1.0, 2)]
+    assert [each.interval_s for each in made] == [0.5, 0.5]
+    assert all(each.thread.daemon for each in made), "it ends with the program"
+
+
+def test_one_page_is_made_at_a_time():
+    port = MetricsPort("127.0.0.1", 0)
+    held = []
+
+    def reported():
+        held.append(port._page_lock.locked())
+        return report()
+
+    port.serve(reported, Readiness)
+    try:
+        for _ in range(2):
+            assert exchanged(port, f"GET /metrics{HEAD}\r\n".encode()).startswith(b"HTTP/1.1 200")
+    finally:
+        port.close()
+    assert held == [True, True]
+    assert not port._page_lock.locked()
+
+
+def test_port_pauses_where_it_has_no_descriptor(monkeypatch):
+    """Else it would try again and again, with all of a core; one that has left is no reason."""
+    pauses: list[float] = []
+    monkeypatch.setattr(metrics_port, "time", SimpleNamespace(sleep=pauses.append))
+
+    class Listener:
+        def __init__(self, error):
+            self.error = error
+
+        def getsockname(self):
+            return "127.0.0.1", 0
+
+        def accept(self):
+            raise self.error
+
+    first: Any = Listener(None)
+    server: Any = metrics_port._Server(first, lambda request: None, 1.0, 1)  # type: ignore[return-value]
+    for error in (OSError(24, "Too many open files"), BlockingIOError()):
+        server.socket = Listener(error)
+        with pytest.raises(type(error)):
+            server.get_request()
+    assert pauses == [0.1]

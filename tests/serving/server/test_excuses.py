@@ -3,6 +3,7 @@
 import asyncio
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -97,3 +98,9 @@ async def test_changes_of_health_are_logged_once_each(monkeypatch, caplog):
         ("ERROR", "self-test failed, health is NOT_SERVING: no answer within 20 s"),
         ("INFO", "self-test passed, health is SERVING"),
     ]
+
+
+async def test_model_between_two_versions_runs_nothing():
+    router = SimpleNamespace(owner=Owner(), routes={})
+    route: Any = SimpleNamespace(served={})
+    assert await SelfTest(router, Health(), 1.0)._runs({"a": route}) == {"a": (math.inf, 0.0)}

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
+from serving.oip.examples import Access
 from serving.server.ready_line import access_of, announce
 from serving.system.addresses import reached
 from serving.system.usage import Usage
@@ -86,3 +87,14 @@ def test_certificate_that_callers_refuse_changes_nothing(tmp_path):
     file = self_signed(tmp_path, "localhost", days=-1)
     access = access_of(SecurityConfig(tls_cert=file, tls_key=file), "127.0.0.1:1")
     assert access.grpc == "127.0.0.1:1"
+
+
+def test_access_has_all_that_callers_need(tmp_path):
+    pytest.importorskip("cryptography")
+    file, tokens = self_signed(tmp_path, "localhost"), tmp_path / "tokens"
+    whole = SecurityConfig(tls_cert=file, tls_key=file, tls_client_ca=file, token_file=tokens)
+    assert access_of(whole, "127.0.0.1:1") == Access(
+        "localhost:1", tls_ca=str(file), needs_certificate=True, has_tokens=True,
+        token_file=str(tokens),
+    )  # fmt: skip
+    assert access_of(SecurityConfig(), "127.0.0.1:1") == Access("127.0.0.1:1")

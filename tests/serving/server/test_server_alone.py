@@ -1,5 +1,6 @@
 """What a server says of itself before and while it serves, without its port."""
 
+import asyncio
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 import pytest
 
 from serving.config import BatchingConfig, ServerConfig
+from serving.oip.queries import Queries
 from serving.router import Router
 from serving.server.server import Server
 from serving.system.usage import Usage
-from serving.telemetry.metrics import Readiness, Served
+from serving.telemetry.metrics import HandlerUsage, Readiness, Served
 from tests.serving.test_router import served
 
 BATCHING = BatchingConfig(max_batch_size=7, max_request_rows=9)
@@ -157,3 +159,73 @@ async def test_server_whose_calls_take_too_long_goes_on(router, monkeypatch):
     done.clear()
     assert await server.drain() is False
     assert done == [False, ("grpc.drain", 7.0)]
+
+
+async def test_orders_are_for_the_thread_that_answers_calls(router, monkeypatch):
+    posted: list[Any] = []
+    done: list[Any] = []
+    server = server_of(router)
+    router.owner = SimpleNamespace(post=posted.append)
+    monkeypatch.setattr(router, "block", lambda blocked: done.append(("block", blocked)))
+    monkeypatch.setattr(router, "stop_batching", lambda alone: done.append(("alone", alone)))
+    monkeypatch.setattr(Router, "blocked_models", frozenset({"digits"}))
+    monkeypatch.setattr(server.health, "set_blocked", lambda names: done.append(names))
+    server.block({5: 2.0})
+    server.stop_batching(frozenset({6}))
+    assert done == []
+    for task in posted:
+        task()
+    assert done == [("block", {5: 2.0}), frozenset({"digits"}), ("alone", frozenset({6}))]
+    router.on_block()
+    assert done[3:] == [frozenset({"digits"})]
+    router.owner = None
+
+
+@pytest.mark.parametrize("interval_s", [0.0, 2.5])
+async def test_server_tests_itself_until_it_stops(interval_s, router, monkeypatch):
+    made: list[Any] = []
+
+    class Test:
+        def __init__(self, *facts):
+            made.append(facts)
+
+        async def run(self):
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                made.append("ended")
+                raise
+
+    monkeypatch.setattr("serving.server.server.SelfTest", Test)
+    server, _ = server_of_parts(router, monkeypatch)
+    server.config = replace(server.config, self_test_interval_s=interval_s)
+    await server.start()
+    await asyncio.sleep(0)
+    assert made == [(router, server.health, interval_s)] * bool(interval_s)
+    await server.stop(0.0)
+    await asyncio.sleep(0)
+    assert made[1:] == ["ended"] * bool(interval_s)
+
+
+async def test_queries_have_the_limits_and_what_callers_may_do(router, monkeypatch):
+    made: list[Any] = []
+
+    class Noted(Queries):
+        def __init__(self, *facts, **options):
+            made.append((facts, options))
+            super().__init__(*facts, **options)
+
+    monkeypatch.setattr("serving.server.server.Queries", Noted)
+    monkeypatch.setattr("serving.server.server.max_message_bytes", lambda *facts: facts)
+    for may_control in (False, True):
+        server = server_of(router, allow_repository_control=may_control)
+        facts, options = made.pop()
+        assert facts == (router, server.health, None)
+        limit = (router, server.config)
+        assert options == {"allow_control": may_control, "max_message_bytes": limit}
+
+
+async def test_report_has_the_processes_of_handlers(router, monkeypatch):
+    usages = {("digits", "2"): HandlerUsage(1, 2, 3)}
+    monkeypatch.setattr(router, "handlers", lambda: usages)
+    assert server_of(router).report().handlers == usages

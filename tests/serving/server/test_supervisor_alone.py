@@ -4,6 +4,8 @@ import asyncio
 import signal
 import time
 from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from serving.batching.spot_check import MOST_BATCHES
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
-from serving.errors import CorruptModel, Unavailable
+from serving.errors import ConfigurationError, CorruptModel, Unavailable
 from serving.processes.end import End
 from serving.server import supervisor as module
 from serving.server.supervisor import Supervisor
@@ -147,6 +149,7 @@ async def test_worker_that_cannot_start_ends_the_server_at_once(made):
     with pytest.raises(CorruptModel, match=r"^it is broken$"):
         await one.it._keep(0)
     assert (len(one.workers), one.pauses) == (1, [])
+    assert (one.it._workers, one.port.away) == ({}, [0])
 
 
 async def test_counts_of_a_worker_that_died_stay(made):
@@ -319,3 +322,153 @@ async def test_worker_that_is_ready_ends_pauses_once_all_are(made, caplog):
     assert caplog.messages == []
     one.it._count_ready()
     assert caplog.messages == ["worker restarted, 2 serving"]
+
+
+@pytest.mark.parametrize("way", ["fails", "drains", "hangs"])
+async def test_no_worker_outlives_its_supervisor(way, made, monkeypatch):
+    stops: asyncio.Queue[int] = asyncio.Queue()
+    handled: list[Any] = []
+    monkeypatch.setattr(module, "signals", SimpleNamespace(
+        install=lambda: handled.append("install"), queue_stops=lambda: stops,
+        on_hang_up=handled.append,
+    ))  # fmt: skip
+    one = made()
+    worker = worker_of()
+    with_workers(one, worker)
+
+    async def serve():
+        if way == "fails":
+            raise Unavailable("it fails")
+        await asyncio.Event().wait()
+
+    async def drain(given):
+        assert given is stops
+        handled.append("drain")
+        return way == "drains"
+
+    monkeypatch.setattr(one.it, "_serve", serve)
+    monkeypatch.setattr(one.it, "_drain", drain)
+    if way == "fails":
+        with pytest.raises(Unavailable, match=r"^it fails$"):
+            await one.it.run()
+    else:
+        stops.put_nowait(signal.SIGTERM)
+        assert await one.it.run() is (way == "drains")
+    assert handled == ["install", one.it._reload, *["drain"] * (way != "fails")]
+    assert worker.signals == [signal.SIGKILL]
+
+
+async def test_all_places_end_with_the_first_that_fails(made, monkeypatch):
+    async def keep(place):
+        kept.append(place)
+        if place == 1:
+            raise Unavailable("it fails")
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            kept.append(("ended", place))
+            raise
+
+    async def fed(beat):
+        await beat()
+        await keep("watchdog")
+
+    async def announced():
+        await keep("announced")
+
+    kept: list[Any] = []
+    monkeypatch.setattr(module, "keep_watchdog_fed", fed)
+    one = made(workers=3)
+    monkeypatch.setattr(one.it, "_keep", keep)
+    monkeypatch.setattr(one.it, "_announce", announced)
+    with pytest.raises(Unavailable, match=r"^it fails$"):
+        await one.it._serve()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    begun = [each for each in kept if each != 1 and not isinstance(each, tuple)]
+    assert {*begun} >= {"announced", 0, 2}
+    assert {each for each in kept if isinstance(each, tuple)} == {("ended", each) for each in begun}
+
+
+@pytest.mark.parametrize(("has_http", "has_metrics"), [(True, True), (False, False)])
+async def test_ready_line_says_how_many_workers_there_are(has_http, has_metrics, made, monkeypatch):
+    said: list[Any] = []
+    monkeypatch.setattr(module, "announce", lambda *args, **more: said.append((args, more)))
+    one = made(workers=2, port=7, http_host="::1", http_port=8 if has_http else None)
+    with_workers(one, worker_of(report_of()), worker_of(report_of()))
+    served: list[Any] = []
+    if has_metrics:
+        one.it._exporter = SimpleNamespace(address="m:9", serve=lambda *args: served.append(args))
+    one.it._all_ready.set()
+    await one.it._announce()
+    (((report, *facts), more),) = said
+    assert report.num_calls == 4
+    assert facts == ["127.0.0.1:7", "m:9" if has_metrics else "off", one.it._config]
+    assert more == {"workers": 2} | ({"http": "http://[::1]:8"} if has_http else {})
+    assert served == [(one.it.report, one.it._state)] * has_metrics
+
+
+@pytest.mark.parametrize("has_http", [True, False])
+async def test_workers_have_the_ports_that_are_reserved(has_http, monkeypatch):
+    """Nobody else chooses another one, and the page is the supervisor's."""
+    reserved: list[Any] = []
+    opened: list[Any] = []
+    given: list[Any] = []
+
+    @contextmanager
+    def reserved_port(host, port, number):
+        reserved.append((host, port, number))
+        name = host, 5000 + len(reserved)
+        yield SimpleNamespace(socket=SimpleNamespace(getsockname=lambda: name))
+        reserved.append("freed")
+
+    @contextmanager
+    def exporting(config):
+        opened.append(config)
+        yield "exporter"
+        opened.append("closed")
+
+    class Stub:
+        def __init__(self, *args):
+            given.extend(args)
+
+        async def run(self):
+            assert opened[1:] == reserved[1 + has_http :] == []
+            return True
+
+    for name, value in (("reserved_port", reserved_port), ("exporting", exporting),
+                        ("Supervisor", Stub), ("is_activated", lambda: False)):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    config = ServerConfig(
+        host="::1", port=0, http_host="::2", http_port=8080 if has_http else None, metrics_port=9,
+        usual_ports=("http_port",), workers=3,
+    )  # fmt: skip
+    model, batching, _ = CONFIGS
+    assert await module.supervise(model, batching, config) is True
+    asked = [("::1", 0, 3), *[("::2", 8080, 3)] * has_http]
+    assert reserved == [*asked, *["freed"] * len(asked)]
+    assert opened == [config, "closed"]
+    ports, configs, own, exporter = given
+    assert own == replace(config, port=5001, http_port=5002 if has_http else None, usual_ports=())
+    assert [*ports] == [("::1", 5001), *[("::2", 5002)] * has_http]
+    assert configs == (model, batching, replace(own, metrics_port=None))
+    assert exporter == "exporter"
+
+
+async def test_socket_of_systemd_is_for_one_process(monkeypatch):
+    monkeypatch.setattr(module, "is_activated", lambda: True)
+    text = "^a socket of systemd's serves one process: leave out --workers$"
+    with pytest.raises(ConfigurationError, match=text):
+        await module.supervise(*CONFIGS)
+
+
+async def test_workers_that_have_served_have_a_minute_to_come_back(made, monkeypatch):
+    """Such as on a machine that has no memory for them now; at a start they are given up early."""
+    one = made()
+    clock = SimpleNamespace(monotonic=lambda: 1000.0 + 10.0 * len(one.pauses))
+    monkeypatch.setattr(module, "time", clock)
+    one.it._all_ready.set()
+    one.it._outage_since_s = 1000.0
+    with pytest.raises(Unavailable, match="worker 0 died 7 times in a row"):
+        await one.it._keep(0)
+    assert len(one.workers) == 7

@@ -9,12 +9,14 @@ import socket
 import threading
 import time
 from contextlib import closing
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
 from serving.errors import ConfigurationError
 from serving.system import libc, listening, shared_port, signals, systemd
+from serving.system.batch_threads import Threads
 from serving.system.cores import memory_limit
 from serving.system.interrupts import ended_by_sigterm
 from serving.system.listening import activated, address_of, bind, listen
@@ -339,3 +341,74 @@ def test_signal_is_left_to_the_program_off_its_main_thread():
     thread.start()
     thread.join(20.0)
     assert found == [before]
+
+
+def test_without_a_number_of_sockets_none_is_taken(opened, monkeypatch):
+    opened(1)
+    monkeypatch.delenv("LISTEN_FDS")
+    assert (activated("grpc"), activated("http")) == (None, None)
+
+
+def test_socket_that_is_bound_does_not_listen_by_itself():
+    with closing(bind("127.0.0.1", 0)) as bound:
+        assert bound.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 0
+
+
+def test_port_is_reserved_for_one_process_by_default():
+    with reserved_port("127.0.0.1", 0) as shared:
+        assert shared.share(0)._numbers.tolist() == [1 << 62]
+
+
+# Threads that run batches
+
+
+class Runners:
+    """Threads that are noted; the test does their work."""
+
+    def __init__(self, monkeypatch, *, most=9):
+        self.made, self.most = [], most
+        runners = self
+
+        class Thread(threading.Thread):
+            def start(self):
+                if len(runners.made) == runners.most:
+                    raise RuntimeError("can't start new thread")
+                runners.made.append(self)
+
+        monkeypatch.setattr(threading, "Thread", Thread)
+        monkeypatch.setattr(os, "setpriority", lambda *_: None)  # this thread's is not theirs
+
+
+def test_runners_are_started_as_they_are_needed_and_again_once_they_have_ended(monkeypatch):
+    runners, taken = Runners(monkeypatch), []
+    threads = Threads(2)
+    for number in range(3):
+        threads.put(partial(partial, taken.append, number), lambda task: task())
+        assert len(runners.made) == min(2, number + 1), "no more than are needed, or allowed"
+    assert {(each.name, each.daemon) for each in runners.made} == {("runner", True)}
+    threads.close()
+    runners.made[0].run()
+    assert taken == [0, 1, 2], "what was begun is done before the end"
+    runners.made[1].run()
+    threads.close()
+    threads.put(lambda: lambda: taken.append(3), lambda task: task())
+    assert len(runners.made) == 3
+    threads.close()
+    runners.made[2].run()
+    assert taken == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_fewer_runners_will_do_but_one_is_needed(most, monkeypatch):
+    runners, threads = Runners(monkeypatch, most=most), Threads(2)
+
+    def put():
+        threads.put(lambda: lambda: None, lambda task: task())
+
+    if not most:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            put()
+        return
+    put()
+    put()
+    assert len(runners.made) == 1

@@ -2,8 +2,10 @@
 
 import random
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import numpy as np
@@ -209,6 +211,89 @@ def test_memory_is_bounded_and_everybody_comes_in_the_end(seed):
     assert not todo
     assert not budget._num_held
     assert not budget._num_reserved
+
+
+def test_room_of_a_request_that_has_come_is_three_quarters(budget):
+    one, another = Request(budget, 70), Request(budget, 5)
+    budget.hold(one, 70)
+    assert budget.has_room(another, 5)
+    assert not budget.has_room(another, 6)
+    budget.hold(another, 3)
+    assert budget.has_room(another, 5), "its own bytes are not counted twice"
+    assert not budget.has_room(another, 6)
+    assert budget.has_room(one, 72)
+    assert not budget.has_room(one, 73)
+
+
+def test_slowest_request_is_refused_for_those_who_wait_and_no_other(budget, clock):
+    slow, slower = Request(budget, 35, "a"), Request(budget, 35, "b")
+    slow.come(4)
+    slower.come(1)
+    clock.advance(5.0)
+    Request(budget, 35).come(1)
+    clock.advance(4.9)
+    budget.tick(clock())
+    assert not slower.is_refused
+    clock.advance(0.1)
+    budget.tick(clock())
+    assert (slow.is_refused, slower.is_refused) == (False, True)
+
+
+def test_nobody_is_refused_while_none_is_slow(budget, clock):
+    quick, late = Request(budget, 70), Request(budget, 70)
+    quick.come(5)
+    late.come(1)
+    clock.advance(4.0)
+    budget.tick(clock())
+    quick.come(65)
+    clock.advance(100.0)
+    budget.tick(clock())
+    assert (quick.is_refused, late.is_refused) == (False, False)
+    quick.end()
+    assert late.is_read
+
+
+def test_room_is_made_of_those_who_have_most(budget):
+    """Of the address with the most bytes, and of its requests the largest first."""
+    few = Request(budget, 5, "few")
+    few.come(4)
+    small, large = ([Request(budget, 5, "many") for _ in range(number)] for number in (8, 23))
+    for each in small:
+        each.come(1)
+    for each in large:
+        each.come(4)
+    assert budget._num_held <= 100
+    assert not few.is_refused
+    assert not any(each.is_refused for each in small)
+    assert sum(each.is_refused for each in large) > 0
+
+
+def test_budget_has_no_limit_until_it_gets_one(clock):
+    budget = Budget(clock, lambda: None)
+    request = Request(budget, 1 << 40)
+    request.come(1 << 39)
+    assert (request.is_read, request.is_refused, budget.is_contended) == (True, False, False)
+
+
+class Long(bytearray):
+    """An answer whose end can be waited for."""
+
+
+def test_answer_that_the_end_of_the_program_finds_is_not_waited_for(budget, monkeypatch):
+    made: list[Any] = []
+    finalize = weakref.finalize
+
+    def noted(*args):
+        made.append(finalize(*args))
+        return made[-1]
+
+    monkeypatch.setattr(weakref, "finalize", noted)
+    answer = Long(30)
+    budget.hold_answer(answer)
+    assert [each.atexit for each in made] == [False]
+    assert budget.num_unsent == 30
+    del answer
+    assert budget.num_unsent == 0
 
 
 # Real processes

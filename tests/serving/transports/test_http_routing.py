@@ -58,6 +58,7 @@ ROUTES = [
     Endpoint("POST", "/v1/own", first, lambda plan: len(plan.path), name="Own", is_work=True),
     Endpoint("GET", "/", second),
     Endpoint("GET", "/a+b/{x}", second),
+    Endpoint("GET", "/v2/health/ready", second),
 ]
 
 
@@ -182,7 +183,8 @@ def test_question_of_a_page_needs_no_token_and_no_handler():
 @pytest.mark.parametrize(
     ("method", "target", "is_open"),
     [("POST", "/v1/own", False), ("GET", "/v2/models/iris/versions/3", False),
-     ("GET", "/v2/health/live", True), ("GET", "/", True), ("GET", "/a+b/c", True),
+     ("GET", "/v2/health/live", True), ("GET", "/v2/health/ready", True),
+     ("GET", "/", True), ("GET", "/a+b/c", True),
      ("GET", "/v2/nothing", False)],
 )  # fmt: skip
 def test_guarded_paths_need_a_token(method, target, is_open):
@@ -347,3 +349,11 @@ def test_heads_that_are_kept_are_bounded(app):
         answer = Answer(b"", headers=(("x", str(number)),))
         assert b"\r\nx: %d\r\n" % number in app.encode(answer, None, is_last=False)
     assert len(app._heads) <= 64, "callers choose some of their headers"
+
+
+def test_route_and_answer_that_say_little_are_these():
+    route = Endpoint("GET", "/", second)
+    assert route == ("GET", "/", second, 65_536, False, "")
+    assert Answer(b"x") == (b"x", "application/json", 200, (), "")
+    assert as_json({"a": 1}) == Answer(b'{"a":1}')
+    assert as_json([1, 2], 503) == Answer(b"[1,2]", status=503)

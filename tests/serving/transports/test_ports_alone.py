@@ -1,41 +1,57 @@
 """A port's parts alone: who is accepted, swept, cut off and let in, at each of their bounds."""
 
 import errno
+import gzip
 import math
+import re
 import socket
+import threading
+from concurrent.futures import Future
+from selectors import EVENT_READ
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from serving.config import ServerConfig
-from serving.errors import Unavailable
+from serving.errors import InvalidRequest, Overloaded, TooLarge, Unavailable
 from serving.http2.headers import HeaderReader
 from serving.http2.hpack import encode_literally
 from serving.http2.limits import Limits
+from serving.http2.pieces import Pieces
 from serving.processes.pool import JobLimits
 from serving.protocols.method import BatchedUnary, Unary
-from serving.protocols.status import UNKNOWN_METHOD
+from serving.protocols.status import UNKNOWN_METHOD, Status
 from serving.system import listening
 from serving.transports import grpc_headers
 from serving.transports.accepting import Acceptor
-from serving.transports.calls import LoopCalls
+from serving.transports.calls import LoopCall, LoopCalls
 from serving.transports.draining import Drain
+from serving.transports.grpc_call import GrpcCall, PendingResponse
 from serving.transports.grpc_headers import (
     BAD_TIMEOUT,
     COUNTING,
+    MALFORMED,
     NO_TRAILERS,
     NOT_GRPC,
+    NOT_ONE_MESSAGE,
     NOT_POST,
+    OTHER_ENCODING,
+    TRUNCATED,
     UNAUTHENTICATED,
     HeaderParser,
     read_timeout_s,
+    too_long,
+    trailers_of,
 )
 from serving.transports.h2_server import H2Server
+from serving.transports.http_port import HttpEngine
 from serving.transports.peer import State, host_of, peer_of, public_headers
-from serving.transports.pools import decoders
+from serving.transports.pools import OneThread, decoders
+from serving.transports.port import Port
 from serving.transports.port_limits import PortLimits
 from serving.transports.sweeping import sweep
+from tests.support.fakes import TIMEOUT_S
 
 # New connections
 
@@ -541,3 +557,603 @@ async def test_port_of_grpc_has_the_limits_of_its_configuration(monkeypatch):
     assert server.num_calls == 0
     assert [*server._header_parser.methods] == [b"/a.B/Plain"]
     await server.stop(0.0)
+
+
+class Jobs:
+    """A pool that notes what it is asked for; the test ends it."""
+
+    def __init__(self):
+        self.asked: list[Any] = []
+        self.futures: list[Future[Any]] = []
+
+    def submit(self, owner, function, *args):
+        self.asked.append((owner, function, args))
+        self.futures.append(Future())
+        return self.futures[-1]
+
+
+class OwnPort:
+    """The port of a call, whose threads and clock are the test's."""
+
+    def __init__(self):
+        self.now_s = 10.0
+        self.pool, self.log = Jobs(), None
+        self.deferred: list[Any] = []
+        self.runners: list[int] = []
+        self.host: Any = SimpleNamespace(runners=self._runners)
+        self.calls = LoopCalls(lambda: self.now_s, lambda: None)
+        self.limits = PortLimits(max_message_bytes=1 << 20)
+        self.counted: list[Any] = []
+        self.metrics = SimpleNamespace(count=lambda *args, **named: self.counted.append(
+            (*args, named)))  # fmt: skip
+        self.clock = lambda: self.now_s
+        self.defer = self.deferred.append
+
+    def _runners(self, number):
+        def put(work, post):
+            self.runners.append(number)
+            post(work())
+
+        return SimpleNamespace(put=put)
+
+    def post(self, task):
+        task()
+
+    def schedule_flush(self, peer):
+        self.flushed = peer
+
+
+class Own(LoopCall):
+    """A call that notes how it ends."""
+
+    outcome: Any = None
+
+    def __init__(self, port, address=""):
+        peer: Any = SimpleNamespace(address=address)
+        super().__init__(port, peer, 1, math.inf)
+
+    def _returned(self, outcome):
+        self.outcome = outcome
+
+    def _raised(self, error):
+        self.outcome = error
+
+
+def encoder_of(target=None, **facts) -> Any:
+    given = {"num_rows": 1, "timeout_s": None, "in_parts": False, **facts}
+    return SimpleNamespace(target=target, **given)
+
+
+def begun(step, address=""):
+    """A call, and the port, of a coroutine that is given the call."""
+    port = OwnPort()
+    call = Own(port, address)
+    call.start(step(call))
+    return call, port
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "is_here"),
+    [
+        (4096, {}, True), (4097, {}, False), (None, {}, False), (0, {}, True),
+        (100, {"few_bytes": 100}, True), (101, {"few_bytes": 100}, False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("address", ["10.0.0.1", ""])
+def test_work_of_few_bytes_is_done_here_and_other_work_in_the_ports_pool(
+    size, options, is_here, address
+):
+    call, port = begun(lambda call: call.work(sum, [1, 2], size=size, **options), address)
+    if is_here:
+        assert (call.outcome, port.pool.asked, call.is_running) == (3, [], False)
+        return
+    assert port.pool.asked == [(address or "unix", sum, ([1, 2],))]
+    assert (call.outcome, call.is_running) == (None, True)
+    port.pool.futures[0].set_result(3)
+    assert (call.outcome, call.is_running, call._steps) == (3, False, None)
+
+
+def test_work_has_a_pool_of_its_own_where_it_says_so():
+    own = Jobs()
+    call, port = begun(lambda call: call.work(sum, [1], size=5000, pool=own))
+    assert (len(own.asked), port.pool.asked) == (1, [])
+    own.futures[0].set_result(1)
+    assert call.outcome == 1
+
+
+@pytest.mark.parametrize("was_running", [True, False])
+def test_error_of_work_is_the_calls_and_keeps_no_frame(was_running):
+    """Its traceback has the frames of the call, which have the request."""
+    seen: list[bool] = []
+
+    async def step(call):
+        call.is_running = was_running
+        try:
+            await call.work(sum, [1])
+        finally:
+            seen.append(call.is_running)
+
+    call, port = begun(step)
+    assert call.is_running
+    error = InvalidRequest("it is bad")
+    port.pool.futures[0].set_exception(error)
+    assert call.outcome is error
+    assert (error.__traceback__, call._steps, seen) == (None, None, [was_running])
+
+
+def test_call_that_is_closed_is_over_and_gives_all_up():
+    ended: list[str] = []
+
+    async def step(call):
+        try:
+            await call.work(sum, [1])
+        finally:
+            ended.append("closed")
+
+    call, port = begun(step)
+    call.keep(50)
+    call.wait_for_room()
+    assert (port.calls.budget._num_held, [*port.calls.stalled]) == (50, [call])
+    call._resume = lambda: ended.append("the next part is not waited for")
+    call.close()
+    assert ended == ["closed", "the next part is not waited for"]
+    assert (call.is_over, call._steps, call._work, call._resume) == (True, None, None, None)
+    assert (port.calls.budget._num_held, port.calls.stalled) == (0, {})
+    assert port.pool.futures[0].cancelled()
+    assert call.outcome is None
+    call.close()
+    call.answer(
+        SimpleNamespace(encoder=encoder_of()),
+        [b"late"],
+        (0.0, 0.0, "", "", 0),
+    )
+    assert call.outcome is None
+
+
+def test_others_have_their_turn_between_two_steps_of_a_call():
+    seen: list[int] = []
+
+    async def step(call):
+        for number in range(3):
+            seen.append(number)
+            await call.others()
+        return "done"
+
+    call, port = begun(step)
+    for number in range(3):
+        assert (seen, call.outcome) == ([*range(number + 1)], None)
+        port.deferred.pop()()
+    assert call.outcome == "done"
+    gone, port = begun(step)
+    gone.close()
+    port.deferred.pop()()
+    assert gone.outcome is None
+
+
+@pytest.mark.parametrize(
+    ("own_s", "asked_s", "encoder_s", "expected_s"),
+    [(60.0, 50.0, None, 50.0), (60.0, math.inf, 2.5, 12.5), (11.0, 50.0, 2.5, 11.0),
+     (math.inf, math.inf, None, math.inf)],
+)  # fmt: skip
+def test_run_has_the_earliest_of_its_deadlines(own_s, asked_s, encoder_s, expected_s):
+    groups: list[Any] = []
+
+    def submit(group):
+        groups.append(group)
+        return 1
+
+    target = SimpleNamespace(label=("m", "3"), submit=submit)
+    encoder = encoder_of(target, timeout_s=encoder_s)
+    port = OwnPort()
+    call = Own(port)
+    call.deadline_s = own_s
+    call.start(call.run(b"rows", encoder, asked_s))
+    (group,) = groups
+    assert (group.deadline_s, group.arrived_s, group.messages) == (expected_s, 10.0, [b"rows"])
+    assert (call.is_running, call.model) == (True, ("m", "3"))
+    call.answer(group, [b"answer"], (1.0, 2.0, "m", "4", 1))
+    assert (call.outcome, call.model) == (b"answer", ("m", "4"))
+
+
+def test_rows_without_room_are_refused():
+    target = SimpleNamespace(label=("m", "3"), submit=lambda group: 0)
+    encoder = encoder_of(target)
+    call, _ = begun(lambda call: call.run(b"rows", encoder))
+    assert isinstance(call.outcome, Overloaded)
+
+
+def test_parts_of_an_answer_come_one_by_one_until_its_end():
+    made: list[int] = []
+    target = SimpleNamespace(label=("m", "3"), submit=lambda group: 1)
+    encoder = encoder_of(target, in_parts=True)
+
+    async def step(call):
+        return [part async for part in call.run_in_parts(b"rows", encoder)]
+
+    call, _ = begun(step)
+    group: Any = SimpleNamespace(encoder=encoder)
+    for number in range(3):
+        call.take_part(group, number, lambda: made.append(len(made)))
+        assert (call.outcome, len(made)) == (None, number + 1)
+    call.answer(group, [None], (1.0, 2.0, "m", "3", 1))
+    assert (call.outcome, made) == ([0, 1, 2], [0, 1, 2])
+    whole = encoder_of(target)
+
+    async def only(call):
+        return [part async for part in call.run_in_parts(b"rows", whole)]
+
+    call, _ = begun(only)
+    call.answer(SimpleNamespace(encoder=whole), [b"all"], (1.0, 2.0, "m", "3", 1))
+    assert call.outcome == [b"all"], "of a model that answers at once"
+
+
+@pytest.mark.parametrize(("size", "is_here"), [(32_768, True), (32_769, False)])
+@pytest.mark.parametrize("was_running", [True, False])
+def test_request_of_32_kib_is_unpacked_here_and_a_longer_one_on_a_thread(
+    size, is_here, was_running
+):
+    packed, seen = gzip.compress(bytes(size)), []
+
+    async def step(call):
+        call.is_running = was_running
+        found = await call.unpacked(packed, 1 << 20)
+        seen.append((call.is_running, call.port.calls.budget._held[call]))
+        return found
+
+    call, port = begun(step)
+    assert call.outcome == bytes(size)
+    assert port.pool.asked == []
+    assert port.runners == ([] if is_here else [1])
+    assert seen == [(was_running, size)]
+    with pytest.raises(TooLarge):
+        raise begun(lambda call: call.unpacked(packed, size - 1))[0].outcome
+    assert begun(lambda call: call.unpacked(packed, size))[0].outcome == bytes(size)
+
+
+def test_request_is_not_unpacked_before_there_is_room():
+    packed = gzip.compress(bytes(600))
+    call = Own(OwnPort())
+    port = call.port
+    port.calls.budget.max_bytes = 1000
+    other = Own(port)
+    other.keep(500)
+    call.start(call.unpacked(packed, 1 << 20))
+    assert (call.outcome, [*port.calls.stalled]) == (None, [call])
+    assert port.calls.budget._held[call] == len(packed)
+    call.close()
+    assert port.calls.stalled == {}
+
+
+def test_unpacked_bytes_that_are_no_gzip_end_the_call_as_it_was():
+    packed = bytearray(gzip.compress(bytes(100)))
+    packed[-8] ^= 1  # the checksum
+    seen: list[bool] = []
+
+    async def step(call):
+        call.is_running = True
+        try:
+            await call.unpacked(bytes(packed), 1 << 20)
+        finally:
+            seen.append(call.is_running)
+
+    call, _ = begun(step)
+    assert isinstance(call.outcome, InvalidRequest)
+    assert seen == [True]
+
+
+# A call over gRPC alone
+
+
+class GrpcEngine:
+    """An engine that notes what leaves."""
+
+    def __init__(self):
+        self.done: list[Any] = []
+
+    def num_unsent(self, stream):
+        return 0
+
+    def acknowledge(self, stream, number):
+        self.done.append(("acknowledge", number))
+
+    def __getattr__(self, name):
+        return lambda *args: self.done.append((name, *args))
+
+
+def grpc_call(path="/a.B/Rows", **changed):
+    port = OwnPort()
+    peer: Any = SimpleNamespace(engine=GrpcEngine(), unread={}, address="")
+    return GrpcCall(port, peer, b"\0\0\0\1", meaning(path=path, **changed), port.now_s), port, peer
+
+
+def pending_of(call):
+    found = PendingResponse(5, lambda error: None)
+    call.pending.append(found)
+    return found
+
+
+def test_request_of_a_stream_that_was_not_compressed_takes_no_other_bytes():
+    found = PendingResponse(5, lambda error: None)
+    assert (found.num_bytes, found.num_unpacked, found.response) == (5, 0, None)
+
+
+def test_compressed_message_without_rows_has_64_kib():
+    for path, most in (("/a.B/Plain", 65_536), ("/a.B/Rows", 1 << 20)):
+        assert grpc_call(path)[0]._max_unpacked == most
+
+
+@pytest.mark.parametrize("how", ["cancel", "end", "expire", "refuse_bytes"])
+def test_call_that_ends_is_counted_once_for_its_model_and_keeps_nothing(how):
+    call, port, peer = grpc_call(**{"grpc-timeout": "2S"})
+    assert call.deadline_s == 12.0
+    call.model = ("m", "3")
+    call.data += b"abc"
+    call.keep(70)
+    pending_of(call)
+    call.parts.append(pending_of(call))
+    resumed: list[int] = []
+    call._paused.append(lambda: resumed.append(1))
+    call._response, call._owed, call._unconsumed = b"kept", 3, 4
+    code = {"cancel": "CANCELLED", "end": "UNAVAILABLE", "expire": "DEADLINE_EXCEEDED",
+            "refuse_bytes": "RESOURCE_EXHAUSTED"}[how]  # fmt: skip
+    getattr(call, how)(*[Status.of(Unavailable("it drains"))] * (how == "end"))
+    assert port.counted == [("Rows", code, {"model": ("m", "3")})]
+    assert (call.is_over, call.data, call.pending, call.parts) == (True, b"", [], [])
+    assert (call._response, call._owed, call._unconsumed, call._paused) == (None, 0, 0, [])
+    assert (resumed, port.calls.budget._num_held) == ([1], 0)
+    sent = [name for name, *_ in peer.engine.done]
+    assert sent == ([] if how == "cancel" else ["refuse"])
+
+
+def test_call_that_has_begun_its_answer_ends_behind_it():
+    call, port, peer = grpc_call()
+    call._send(b"one")
+    call._send(b"two")
+    call.end(None)
+    assert [name for name, *_ in peer.engine.done] == ["respond", "send", "send", "end"]
+    assert peer.engine.done[-1] == ("end", call.stream, ())
+    assert port.counted == [], "its run counts it"
+    plain, port, _ = grpc_call("/a.B/Plain")
+    plain.end(None)
+    assert port.counted == [("Plain", "OK", {"model": ("", "")})]
+
+
+def test_answers_of_a_stream_leave_in_order_and_together():
+    call, _, peer = grpc_call()
+    first, second, third = (pending_of(call) for _ in range(3))
+    second.response = b"two"
+    call._send_answers()
+    assert peer.engine.done == []
+    first.response = b"one"
+    call._send_answers()
+    assert peer.engine.done == [
+        ("respond", call.stream), ("send", call.stream, b"onetwo"), ("acknowledge", 10),
+    ]  # fmt: skip
+    assert (call.pending, call._owed) == ([third], 0)
+
+
+def test_long_answers_leave_as_they_are_between_short_ones():
+    call, _, peer = grpc_call()
+    long = Pieces([b"long"])
+    for response in (b"a", b"b", long, b"c"):
+        pending_of(call).response = response
+    call._send_answers()
+    assert [args for name, *args in peer.engine.done if name == "send"] == [
+        [call.stream, b"ab"], [call.stream, long], [call.stream, b"c"]]  # fmt: skip
+
+
+def test_error_of_a_stream_ends_it_behind_the_answers_before():
+    call, port, peer = grpc_call()
+    for response in (b"one", InvalidRequest("it is bad"), b"three"):
+        pending_of(call).response = response
+    call._go_on()
+    assert [name for name, *_ in peer.engine.done] == ["respond", "send", "acknowledge", "end"]
+    assert (call.is_over, call.pending) == (True, [])
+    assert [code for _, code, _ in port.counted] == ["INVALID_ARGUMENT"]
+
+
+@pytest.mark.parametrize(
+    ("data", "is_ended", "status"),
+    [
+        (b"", True, NOT_ONE_MESSAGE), (b"\2\0\0\0\0", False, MALFORMED),
+        (b"\1\0\0\0\0", False, OTHER_ENCODING), (b"\0\0\0\0\1", True, TRUNCATED),
+        (b"\0\0", True, TRUNCATED), (b"\0\0\0\0\0x", False, NOT_ONE_MESSAGE),
+        (b"\0\0\x10\0\1", False, None),
+    ],
+)  # fmt: skip
+def test_message_that_is_none_ends_its_call(data, is_ended, status):
+    call, port, peer = grpc_call()
+    call.receive(data, ended=is_ended)
+    assert call.is_over
+    ((name, streams, trailers),) = (each for each in peer.engine.done if each[0] == "refuse")
+    expected = status or too_long(1_048_577, 1 << 20)
+    assert (name, streams) == ("refuse", [call.stream])
+    assert trailers == (*grpc_headers.RESPONSE, *trailers_of(expected))
+    assert port.counted == [("Rows", expected.code.name, {"model": ("", "")})]
+
+
+# What leaves with a call's status
+
+
+def test_headers_of_answers_are_these():
+    assert grpc_headers.RESPONSE == ((b":status", b"200"), (b"content-type", b"application/grpc"))
+    assert grpc_headers.OK == ((b"grpc-status", b"0"),)
+    text = (b"content-type", b"text/plain")
+    assert (((b":status", b"405"), text), b"gRPC calls are POST requests\n") == NOT_POST
+    assert (((b":status", b"415"), text), b"expected content-type application/grpc\n") == NOT_GRPC
+    assert {b"content-type", b"authorization", b"grpc-encoding"} == COUNTING
+
+
+def test_trailers_are_written_as_grpc_has_them():
+    found = dict(trailers_of(Status.of(Overloaded(" 50 % é\n", retry_after_s=2.5))))
+    assert found.pop(b"grpc-status-details-bin")
+    assert found == {
+        b"grpc-status": b"8", b"grpc-message": b"50 %25 %C3%A9",
+        b"grpc-retry-pushback-ms": b"2500",
+    }  # fmt: skip
+    assert dict(trailers_of(OTHER_ENCODING))[b"grpc-accept-encoding"] == b"identity,gzip"
+    assert OTHER_ENCODING.code.name == "UNIMPLEMENTED"
+
+
+def test_timeouts_alone_may_differ_in_calls_that_are_recognised():
+    ((name, patterns),) = grpc_headers.VARYING.patterns.items()
+    assert (name, {*patterns}) == (b"grpc-timeout", {*range(2, 10)})
+    for value in (b"1H", b"12m", b"99999999n", b"1234567u"):
+        assert re.fullmatch(patterns[len(value)], value)
+        assert not re.fullmatch(patterns[len(value)], value[:-1] + b"x")
+        assert not re.fullmatch(patterns[len(value)], b"x" + value[1:])
+
+
+# Threads
+
+
+def test_thread_for_trusted_work_is_left_with_what_it_does():
+    """The end of a server does not wait for a model that is loaded, and loads no further one."""
+    pool, inside, go_on = OneThread("own"), threading.Event(), threading.Event()
+
+    def load():
+        inside.set()
+        assert go_on.wait(TIMEOUT_S)
+        return threading.current_thread().name
+
+    first, second = pool.submit("", load), pool.submit("", load)
+    assert inside.wait(TIMEOUT_S)
+    pool.close()
+    assert second.cancelled()
+    go_on.set()
+    assert first.result(TIMEOUT_S).startswith("own")
+
+
+# A port's connections
+
+
+class Connected(PeerStub):
+    """An open connection of an address."""
+
+    def __init__(self, address="", **facts):
+        own = {"trusted": False, "tls": None, "mask": EVENT_READ, **facts}
+        super().__init__(address=address, **own)
+        self.socket: Any = SimpleNamespace(family=socket.AF_UNIX)
+        self.closed: list[str] = []
+
+    def flush(self):
+        self.closed.append("flush")
+
+    def close(self):
+        self.closed.append("close")
+        self.state = State.CLOSED
+
+
+class FullPort(Port):
+    """A port that has connections, and ends them as the test sees it."""
+
+    def __init__(self, *peers, tokens=None, fails=False):
+        limits = PortLimits(max_message_bytes=1, max_connections=len(peers))
+        super().__init__(SimpleNamespace(clock=lambda: 0.0), limits, tokens)
+        self._peers = dict.fromkeys(peers)
+        self._acceptor: Any = SimpleNamespace(
+            note=self._noted, accept=lambda room, now_s: iter(()), is_closed=False,
+            leaves_to_others=lambda now_s: False, listen=lambda number: None, pause=lambda: None,
+        )  # fmt: skip
+        self._selector: Any = Selector()
+        self.noted: list[int] = []
+        self.dropped: list[Any] = []
+        self.fails = fails
+        for each in peers:
+            each.engine.go_away = lambda: None
+
+    def _noted(self, number):
+        self.noted.append(number)
+
+    def forget(self, peer):
+        if self.fails:
+            raise RuntimeError("a bug")
+
+    def drop(self, peer):
+        self.dropped.append(peer)
+
+
+def replaced(*peers, **options):
+    """Which connection a new one takes the place of."""
+    port = FullPort(*peers, **options)
+    port.accept(0.0, 0.0)
+    gone = [at for at, peer in enumerate(peers) if peer not in {*port}]
+    assert len(gone) <= 1
+    return gone[0] if gone else None
+
+
+NEEDED: Any = SimpleNamespace(digests=lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("peers", "options", "expected"),
+    [
+        ([Connected(active_s=2.0), Connected(active_s=1.0)], {}, 1),
+        ([Connected(active_s=1.0), Connected(active_s=2.0)], {}, 0),
+        ([Connected(active_s=1.0, is_busy=True), Connected(active_s=2.0)], {}, 1),
+        ([Connected(is_busy=True), Connected(is_busy=True)], {}, None),
+        ([Connected(active_s=1.0), Connected(active_s=2.0, state=State.SHUT)], {}, 1),
+        ([Connected("a", active_s=1.0), Connected("b", active_s=3.0), Connected("b", active_s=2.0)],
+         {}, 2),
+        ([Connected(is_busy=True), Connected(is_busy=True, active_s=-1.0)], {"tokens": NEEDED}, 1),
+        ([Connected(is_busy=True), Connected(active_s=9.0)], {"tokens": NEEDED}, 1),
+    ],
+)  # fmt: skip
+def test_new_connection_takes_the_place_of_the_longest_idle_one_of_who_has_most(
+    peers, options, expected
+):
+    assert replaced(*peers, **options) == expected
+
+
+def test_connection_with_a_token_keeps_its_place():
+    first, second = Connected(active_s=1.0, trusted=True), Connected(active_s=2.0)
+    assert replaced(first, second, tokens=NEEDED) == 1
+
+
+def test_connection_is_closed_though_its_calls_can_not_be_forgotten():
+    """Its socket would be ready for ever."""
+    peer = Connected()
+    port = FullPort(peer, fails=True)
+    with pytest.raises(RuntimeError, match="a bug"):
+        port.abort(peer)
+    assert (peer.closed, [*port]) == (["close"], [])
+    assert port._selector.done == [("unregister", peer.socket)]
+    port.abort(peer)
+    assert peer.closed == ["close"], "once"
+    other = Connected(mask=0)
+    port = FullPort(other)
+    port.abort(other)
+    assert (port._selector.done, port.noted, port.dropped) == ([], [0], [other])
+
+
+# HTTP's connections
+
+
+def test_connection_over_http_goes_from_request_to_request():
+    engine: Any = HttpEngine()
+    assert (engine.phase, engine.is_established, engine.has_grace) == (0, False, False)
+    assert (engine.begin(), engine.begin()) == (1, 2)
+    assert engine.streams == {1, 2}
+    engine.call, engine.repeated, engine.recent = "call", "plan", "plan"
+    engine.end()
+    assert (engine.call, engine.repeated, engine.streams) == (None, None, set())
+    assert engine.phase == 1
+    engine.reader.receive(b"GET")
+    engine.end()
+    assert engine.phase == 4, "more was sent ahead"
+    assert engine.recent == "plan"
+    engine.forget()
+    assert engine.recent is None
+
+
+def test_answers_that_have_left_count_no_more():
+    engine: Any = HttpEngine()
+    engine.write(b"one")
+    assert (engine.num_unsent, engine.data_to_send(), engine.num_unsent) == (3, b"one", 0)
+    assert engine.data_to_send() == b""
+    engine.write(b"two")
+    engine.write(b"three")
+    assert (engine.num_unsent, engine.data_to_send(), engine.num_unsent) == (8, b"twothree", 0)
+    engine.write(b"four")
+    engine.drop_unsent()
+    assert (engine.num_unsent, [*engine.due], engine.data_to_send()) == (0, [], b"")

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from random import Random
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -20,6 +20,7 @@ from serving.model.settings import NO_SETTINGS
 from serving.tensors import Tensor, TensorSignature
 from serving.versions import folder
 from serving.versions.catalog import Catalog
+from serving.versions.folder import ModelFolder
 from serving.versions.version import State
 from tests.support.fakes import TIMEOUT_S
 from tests.support.servers import wait_until
@@ -346,3 +347,173 @@ def test_trouble_of_a_model_is_logged_once_and_again_if_somebody_asks_for_a_look
     refused = "model a: refused version 3, version 1 stays in service: 3: it is damaged"
     assert caplog.messages == [refused] * 2, "what was refused is tried again"
     assert counts == {"unread": 3, "failed": 2}
+
+
+# What is left behind
+
+
+class Busy(threading.Thread):
+    """A thread that is noted, and never started."""
+
+    made: ClassVar[list["Busy"]] = []
+
+    def start(self):
+        self.made.append(self)
+
+
+def test_catalogs_threads_end_with_the_program(tmp_path, fakes, monkeypatch):
+    """And one that follows nothing by itself waits for a request for as long as it takes."""
+    world = World(tmp_path, 0)
+    monkeypatch.setattr(Busy, "made", [])
+    monkeypatch.setattr(threading, "Thread", Busy)
+    waits = []
+    monkeypatch.setattr(Catalog, "_follow", lambda self, interval_s: waits.append(interval_s))
+    assert world.catalog.patience_s == 5.0, "as long as a look may take before others begin"
+    world.catalog.patience_s = 0.0
+    assert not world.catalog.reload(), "nobody has looked"
+    for options in ((), (2.5,)):
+        with world.catalog.following(*options):
+            Busy.made[-1].run()
+    assert waits == [None, 2.5]
+    assert [(each.name, each.daemon) for each in Busy.made] == [
+        ("catalog-look", True), ("catalog", True), ("catalog", True)]  # fmt: skip
+
+
+class Lock:
+    """A folder's lock, which somebody has or not; it can't be waited for."""
+
+    def __init__(self, *, is_free):
+        self.is_free, self.noted = is_free, []
+
+    def acquire(self, blocking=True):
+        assert not blocking
+        self.noted.append("acquire")
+        return self.is_free
+
+    def release(self):
+        self.noted.append("release")
+
+
+@pytest.mark.parametrize("is_free", [True, False], ids=["idle", "looked at"])
+def test_model_is_unloaded_though_a_look_goes_on(is_free, tmp_path, fakes):
+    """Nobody waits for it: what it finds, it drops itself."""
+    catalog = World(tmp_path, 0).catalog
+    lock = catalog._folders["a"].lock = Lock(is_free=is_free)
+    catalog.unload("a")
+    assert lock.noted == ["acquire", "release"][: 1 + is_free]
+    assert (catalog.models, catalog.failures) == ({}, {"a": "unloaded"})
+
+
+def test_model_whose_versions_can_not_leave_is_not_locked_for_ever(tmp_path, fakes, monkeypatch):
+    def fail(self):
+        raise MemoryError
+
+    catalog = World(tmp_path, 0).catalog
+    looked_at = catalog._folders["a"]
+    monkeypatch.setattr(ModelFolder, "leave", fail)
+    with pytest.raises(MemoryError):
+        catalog.unload("a")
+    assert not looked_at.lock.locked()
+
+
+def test_catalog_keeps_no_error_of_its_first_look(tmp_path, fakes, monkeypatch):
+    """It has what its step has read."""
+    world = World(tmp_path, 0)
+    world.publish("b", "1", DAMAGED)
+    world.publish("a", "2", GOOD)
+    read = Loading.read
+
+    def fail(self):
+        if self._number == "2":
+            raise CorruptModel("2: it can't be read now") from MemoryError()
+        read(self)
+
+    monkeypatch.setattr(Loading, "read", fail)
+    catalog = Catalog(ModelConfig(models=tmp_path, device="cpu"))
+    assert catalog.failures == {"b": "no version of b is good: 1 (1: it is damaged)"}
+    assert catalog.models["a"].reasons == {"2": "2: it can't be read now"}
+    for each in catalog._folders.values():
+        assert (each.error, each.leaving) == (None, [])
+    assert catalog._folders["a"]._passing is None
+
+
+def test_version_that_has_left_is_noted_once(tmp_path, fakes):
+    world = World(tmp_path, 0)
+    first = world.catalog.models["a"].default
+    for number in ("2", "3"):
+        world.publish("a", number, GOOD)
+        assert world.catalog.reload()
+        assert world.catalog._folders["a"].leaving == []
+    assert len(world.catalog._leaving) == 2
+    world.catalog.end_version(first)
+    world.publish("a", "4", GOOD)
+    assert world.catalog.reload()
+    assert first not in world.catalog._leaving
+
+
+def test_model_that_is_found_damaged_is_a_failed_reload(tmp_path, fakes, caplog):
+    world = World(tmp_path, 0)
+    catalog, counts = world.catalog, Counter()
+    catalog.count_reload = lambda outcome: counts.update([outcome])
+    world.publish("b", "1", DAMAGED)
+    (tmp_path / "b" / "labels.json").write_text('{"stable": "1"}')
+    for _ in range(2):
+        assert not catalog.reload()
+    reason = "labels.json: stable can't be version 1: 1: it is damaged"
+    assert catalog.failures == {"b": reason}, "the label is at fault, since somebody wrote it"
+    assert counts == {"failed": 1}
+    assert caplog.messages[-1] == f"model b is not served: {reason}"
+
+
+def test_trouble_ends_with_a_look_though_nobody_serves_any_more(tmp_path, fakes, caplog):
+    world = World(tmp_path, 0)
+    (tmp_path / "a" / "labels.json").write_text('{"stable": "9"}')
+    assert not world.catalog.reload()
+    with world.catalog.following():
+        pass
+    (tmp_path / "a" / "labels.json").unlink()
+    caplog.set_level("INFO", "serving.versions.catalog")
+    caplog.clear()
+    for _ in range(2):
+        assert not world.catalog.reload()
+    assert caplog.messages == ["model a can be read again"]
+
+
+@pytest.mark.parametrize(
+    ("options", "served", "reasons"),
+    [
+        ({}, ["12"], dict.fromkeys(("9", "2"), "only the newest good version is served: 12")),
+        ({"versions": "2,12,9,2"}, ["12", "9", "2"], {}),
+        ({"versions": "all"}, ["12", "9", "2"], {}),
+        ({"version": "9"}, ["9"], {}),
+        ({"versions": "9,2"}, ["9", "2"], {}),
+    ],
+    ids=["latest", "numbers", "all", "one", "two"],
+)
+def test_versions_are_in_the_order_of_their_numbers(options, served, reasons, tmp_path, fakes):
+    """And each that is not served has its reason."""
+    world = World(tmp_path, 0)
+    shutil.rmtree(tmp_path / "a")
+    for number in ("9", "2", "12"):
+        world.publish("a", number, GOOD)
+    config = ModelConfig(models=tmp_path, device="cpu", **options)
+    found = Catalog(config).models["a"]
+    assert ([*found.versions], found.default_version) == (served, served[0])
+    assert found.reasons == reasons
+
+
+def test_batching_says_that_a_handler_may_not_run(tmp_path, fakes, monkeypatch, caplog):
+    catalog = World(tmp_path, 0).catalog
+    looked_at = catalog._folders["a"]
+    model: Any = SimpleNamespace(batching="batching on")
+    assert looked_at.with_handler("1", model) is model
+    (tmp_path / "a" / "1" / "handler.py").touch()
+    monkeypatch.setattr(folder, "replace", lambda model, **changes: changes)
+    for _ in range(2):
+        looked_at.require_handler("1")
+    assert caplog.messages == [
+        "model a version 1 is served without its handler.py, which does not run: "
+        "--allow-handlers lets it, as it is code"
+    ]
+    found: Any = looked_at.with_handler("1", model)
+    assert found == {"batching": "without its handler.py; batching on"}

@@ -78,3 +78,19 @@ def test_load_that_fails_gives_its_room_back():
     with pytest.raises(RuntimeError), room.of(MIB):
         raise RuntimeError
     assert room.has_room(MIB)
+
+
+def test_one_that_waits_looks_at_the_memory_twice_a_second(monkeypatch):
+    """Nobody says that there is more of it."""
+    free, waits = [1, 1 << 40], []
+    room = LoadingRoom(4, lambda: free[0], FakeClock())
+
+    def wait(timeout_s):
+        waits.append(timeout_s)
+        if len(waits) == 3:
+            free.pop(0)
+        return False
+
+    monkeypatch.setattr(room._changed, "wait", wait)
+    with room.of(MIB), room.of(MIB):
+        assert waits == [0.5] * 3

@@ -1,0 +1,315 @@
+"""Commands without a model: which words they take, what they check first, and their help."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.__main__ import main
+from serving.cli import description, inference, models, serve
+from serving.cli.commands import COMMANDS, parser_of
+from serving.commandline.fields import add_fields
+from serving.commandline.help_texts import Formatter
+from serving.commandline.parser import Parser, unknown_option
+from serving.config import BatchingConfig, ModelConfig, ServerConfig
+from serving.errors import (
+    ConfigurationError,
+    CorruptModel,
+    DeviceError,
+    InvalidRequest,
+    ModelNotFound,
+    Unavailable,
+)
+from serving.tensors import Tensor, TensorSignature
+from tests.support.described import INFO
+
+PICTURE = Tensor("p", "BYTES", (-1,), content="picture")
+NUMBERS = Tensor("x", "FP32", (-1, 2))
+TEXTS = Tensor("text", "BYTES", (-1,))
+
+
+def test_commands_are_these():
+    assert COMMANDS == ("serve", "infer", "info", "optimize", "health")
+
+
+# infer
+
+
+def test_values_may_stand_behind_options():
+    options = parser_of("infer").parse_args(["infer", "m", "x=1", "--json", "y=2", "-", "--random"])
+    assert (options.values, options.json, options.random) == (["x=1", "y=2", "-"], True, True)
+
+
+@pytest.mark.parametrize(
+    ("word", "tensors", "text"),
+    [
+        ("a", (), "the model has no inputs, got 'a'"),
+        ("a", (NUMBERS, TEXTS), "expected NAME=VALUE of x FP32 [N, 2], text BYTES [N], such as "),
+        ("y=1", (NUMBERS,), "no input 'y': the model takes x FP32 [N, 2], such as "),
+        ("txet=1", (TEXTS, NUMBERS), "no input 'txet': did you mean text? The model takes text "),
+    ],
+)
+def test_word_that_is_for_no_input_is_said(word, tensors, text):
+    with pytest.raises(InvalidRequest) as caught:
+        inference._input_of(word, {each.name: each for each in tensors})
+    assert str(caught.value).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("word", "tensors", "expected"),
+    [
+        ("x=1", (NUMBERS, TEXTS), ("x", "1")), ("[1, 2]", (NUMBERS,), ("x", "[1, 2]")),
+        ("@a=b", (NUMBERS,), ("x", "@a=b")), ("a = b", (TEXTS,), ("text", "a = b")),
+    ],
+)  # fmt: skip
+def test_word_is_for_an_input(word, tensors, expected):
+    assert inference._input_of(word, {each.name: each for each in tensors}) == expected
+
+
+@pytest.mark.parametrize(
+    ("tensor", "text"),
+    [
+        (PICTURE, "a.txt is a file: p=@a.txt sends its content"),
+        (NUMBERS, "a.txt is a file: x=@a.txt sends its content"),
+    ],
+)
+def test_name_of_a_file_is_not_its_content(tensor, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("hi")
+    with pytest.raises(InvalidRequest) as caught:
+        inference._value(tensor, "a.txt", None)
+    assert str(caught.value) == text
+    assert inference._value(TEXTS, "a.txt", None) == ["a.txt"]
+    line = "digit-serving: a.txt is a file: text=@a.txt sends its content, this its name\n"
+    assert capsys.readouterr() == ("", line)
+
+
+def test_picture_is_a_file():
+    with pytest.raises(InvalidRequest) as caught:
+        inference._value(PICTURE, "nothing.png", None)
+    assert str(caught.value) == ("expected a picture, such as p=@picture.jpg, got 'nothing.png'")
+
+
+def test_numbers_that_are_none_are_refused():
+    for text in ("[[1e999, 2]]", "[[-1e999, 2]]"):
+        with pytest.raises(InvalidRequest, match=r"^expected x FP32 \[N, 2\] as JSON"):
+            inference._value(NUMBERS, text, None)
+
+
+@pytest.mark.parametrize("is_json", [True, False])
+def test_outputs_are_printed_at_once(is_json, monkeypatch):
+    """A reader of a pipe sees each part as it comes."""
+    printed: list[Any] = []
+    monkeypatch.setattr(
+        "builtins.print", lambda *words, **options: printed.append((*words, options))
+    )
+    options: Any = SimpleNamespace(json=is_json)
+    inference._print(options, {"y": np.array([[1.5]], np.float32)}, ())
+    text = '{"y": [[1.5]]}' if is_json else "y float32 [1, 1]\n  [[1.5]]"
+    assert printed == [(text, {"flush": True})]
+
+
+def test_likeliest_classes_are_shown_in_their_order_and_long_arrays_are_cut():
+    labels = [f"c{each}" for each in range(7)]
+    row = np.array([[0.1, 0.25, 0.1, 0.25, 0.1, 0.1, 0.1]], np.float32)
+    assert inference._lines({"y": row}, labels) == [
+        "y float32 [1, 7]", "  c1 0.25, c3 0.25, c0 0.1, c2 0.1, c4 0.1"]  # fmt: skip
+    assert inference._lines({"y": np.arange(65)}, ()) == [
+        "y int64 [65]", "  [ 0  1  2  3 ... 61 62 63 64]"]  # fmt: skip
+    assert len(inference._lines({"y": np.arange(64)}, ())) > 2
+    assert inference._lines({"y": np.array([1 / 3])}, ())[1] == "  [0.333333]"
+
+
+def test_labels_are_for_an_output_that_they_fit(monkeypatch):
+    options: Any = SimpleNamespace(
+        input="tensors", labels="l", target=None, around=None, model="m", json=True
+    )
+    signature = TensorSignature((NUMBERS,), (Tensor("y", "FP32", (-1, 3)),), is_batchable=True)
+    model: Any = SimpleNamespace(tensors=signature, sample_shapes={}, labels=(),
+                                 run=lambda feeds: [np.zeros((1, 3), np.float32)])  # fmt: skip
+    monkeypatch.setattr(inference, "require_here", lambda options: None)
+    monkeypatch.setattr(inference, "read_labels", lambda path: ("a", "b"))
+    monkeypatch.setattr(inference, "_loaded", lambda options: (model, None))
+    monkeypatch.setattr(inference, "_feeds", lambda *_: {})
+    with pytest.raises(ConfigurationError) as caught:
+        inference.run(options)
+    assert str(caught.value) == "--labels: 2 labels fit no output of y [1, 3]"
+
+
+# serve
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_server_that_others_reach_says_so_before_it_starts(workers, monkeypatch):
+    done: list[Any] = []
+
+    def note(name):
+        def call(*args):
+            done.append((name, *args))
+            return "begun" if name == "serve" else True
+
+        return call
+
+    async def supervise(*args):
+        done.append(("supervise", *args))
+        return True
+
+    monkeypatch.setattr(serve, "warn_if_exposed", note("warn"))
+    monkeypatch.setattr("serving.server.lifetime.serve", note("serve"))
+    monkeypatch.setattr("serving.server.lifetime.run_loop", note("run"))
+    monkeypatch.setattr("serving.server.supervisor.supervise", supervise)
+    config = ServerConfig(workers=workers, reload_interval_s=5.0)
+    configs = ModelConfig(), BatchingConfig(), config
+    assert serve._run(*configs) is True
+    one = [("serve", *configs), ("run", "begun", "auto")]
+    assert done == [("warn", config), *(one if workers == 1 else [("supervise", *configs)])]
+    done.clear()
+    with pytest.raises(ConfigurationError, match=r"^reload_interval replaces versions, and"):
+        serve._run(ModelConfig(version="1"), BatchingConfig(), config)
+    assert done == []
+
+
+@pytest.mark.parametrize(
+    ("place", "option"),
+    [("127.0.0.1:1", "--port"), ("127.0.0.2:2", "--http-port"), ("127.0.0.3:3", "--metrics-port"),
+     ("127.0.0.1:9", None)],
+)  # fmt: skip
+def test_port_that_is_taken_is_chosen_by_its_option(place, option):
+    config = ServerConfig(
+        host="127.0.0.1", port=1, http_host="127.0.0.2", http_port=2, metrics_host="127.0.0.3",
+        metrics_port=3,
+    )  # fmt: skip
+    found = serve._other_port(config, f"can't listen on {place}: the port is taken")
+    assert found == (f"; choose another by {option}" if option else "")
+
+
+# Help
+
+
+def test_help_of_an_option_is_the_text_of_its_field(monkeypatch):
+    """Also of one that is off by default, of which no default is shown."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    parser = Parser(prog="program", formatter_class=Formatter)
+    add_fields(parser, ServerConfig, "otlp_endpoint", "reflection", "drain_s", "http_port",
+               "max_json_bytes", "usual_ports")  # fmt: skip
+    text = " ".join(parser.format_help().split())
+    for part in (
+        "--otlp-endpoint ENDPOINT OpenTelemetry collector that gets a span for each call, such as "
+        "http://127.0.0.1:4317 (extra otel)",
+        "--reflection list services and messages to callers such as grpcurl",
+        "--drain TIME seconds for accepted requests to finish after SIGTERM or Ctrl-C (default: "
+        "30)",
+        "--max-json-bytes SIZE",
+        "640 x 640 x 3 floats (default: 32M)",
+        "--http-port PORT TCP port of HTTP",
+        "(default: auto)",
+        "--usual-port PORT [PORT ...]",
+    ):
+        assert part in text
+    assert "%" not in text
+
+
+def test_shortest_option_that_begins_so_was_meant():
+    options = ["--max-batch-size", "--max-run", "--model", "--models"]
+    assert unknown_option("--max", options) == "unknown option --max: did you mean --max-run?"
+    assert unknown_option("--mo", options) == "unknown option --mo: did you mean --model?"
+    assert unknown_option("--xyz", options) == "unknown option --xyz"
+
+
+# The end of a command
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (None, 0), (ConfigurationError("why"), 2), (CorruptModel("why"), 2),
+        (DeviceError("why"), 2), (ModelNotFound("why"), 2), (InvalidRequest("why"), 1),
+        (Unavailable("why"), 1), (OSError("why"), 1), (KeyboardInterrupt(), 1),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_exit_code_says_whether_trying_again_can_help(error, code, monkeypatch, capsys):
+    def run(options):
+        if error is not None:
+            raise error
+        return 0
+
+    monkeypatch.setattr("serving.cli.info.run", run)
+    assert main(["info"]) == code
+    is_said = error is not None and str(error)
+    assert capsys.readouterr().err == ("digit-serving: why\n" if is_said else "")
+
+
+def test_variables_that_are_no_options_are_known(monkeypatch, capsys):
+    monkeypatch.setattr("serving.cli.info.run", lambda options: 0)
+    for name in ("SERVING_TOKEN", "SERVING_VERDICTS", "SERVING_WORKERS", "SERVING_UNKNOWN"):
+        monkeypatch.setenv(name, "1")
+    assert main(["info"]) == 0
+    assert capsys.readouterr().err == "digit-serving: unknown variable SERVING_UNKNOWN: ignored\n"
+
+
+# Models that are loaded here
+
+
+@pytest.mark.parametrize(("is_image", "path"), [(True, None), (False, "net.onnx")])
+def test_model_is_loaded_with_how_its_pictures_are_read(is_image, path, monkeypatch):
+    made: list[Any] = []
+
+    class Inputs:
+        def __init__(self, *, is_image, labels):
+            self.is_image, self.labels = is_image, labels
+
+        def of(self, model):
+            return self.is_image, self.labels, model
+
+    def load(*facts, **options):
+        made.append((facts, options))
+        return "model"
+
+    monkeypatch.setattr("serving.model.picture_inputs.PictureInputs", Inputs)
+    monkeypatch.setattr("serving.model.picture_inputs.read_labels", lambda path: (path,) * is_image)
+    monkeypatch.setattr("serving.model.loading.load_model", load)
+    monkeypatch.setattr("serving.model.repository.find", lambda root, name: root / name)
+    options: Any = SimpleNamespace(input="image" if is_image else "tensors", labels="l")
+    config = ModelConfig(models=Path("m"), model="net", version="3", device="cpu", precision="int8")
+    found: Any = models.load_with_pictures(options, config, None if path is None else Path(path))
+    assert found == ("model", (is_image, ("l",) * is_image, "model"))
+    place = Path("m/net") if path is None else Path(path)
+    assert made == [((place, "3", "cpu", "int8"), {"tries_file": True})]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("net.py", {"names": ()}), ("net.onnx", {"names": (), "files": (Path("net.onnx"),)}),
+        ("a/net", {"models": Path("a"), "names": ("net",)}),
+    ],
+)  # fmt: skip
+def test_model_is_described_as_a_server_would_load_it(path, expected, monkeypatch):
+    made: list[Any] = []
+    info = replace(INFO, name="own", not_served={})
+
+    class Catalog:
+        def __init__(self, *facts):
+            made.append(facts)
+            model = SimpleNamespace(describe=lambda batching: info)
+            self.models = {"net": SimpleNamespace(default=model, reasons={"4": "corrupt"})}
+
+    monkeypatch.setattr("serving.versions.catalog.Catalog", Catalog)
+    config = ModelConfig(names=("x",), threads=1)
+    facts = description.of_files(Path(path), config)
+    assert made == [(replace(config, **expected), 512)]
+    assert facts == description.facts_of(replace(info, name="net", not_served={"4": "corrupt"}))
+
+
+@pytest.mark.parametrize(
+    ("file", "handler", "expected"),
+    [(None, None, ()), (Path("a.onnx"), None, ()), (Path("a.onnx"), "h.py", ("h.py",)),
+     (Path("a.py"), None, ("a.py",)), (None, "h.py", ("h.py",))],
+)  # fmt: skip
+def test_handler_is_an_option_or_the_file_itself(file, handler, expected):
+    config = description.with_handler(ModelConfig(threads=3), file, handler)
+    assert config == ModelConfig(threads=3, handler=expected)
