@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,18 @@ import pytest
 from onnx import helper, numpy_helper
 
 from serving.proof import Mixes, prove
-from serving.proof.census import Census, _attribute, census, table_rows
+from serving.proof.census import (
+    Census,
+    _attribute,
+    census,
+    table_rows,
+    traits_of,
+    types_of,
+)
 from serving.proof.onnx_file import parse_model
+from serving.proof.sizes import ONE, ROWS, Size, Unknowns
 from serving.proof.table import TABLE
+from serving.proof.values import Node, Value, computed, constant, sizes_of
 from tests.proof.models import graph, verdict
 
 EXPORTS = Path(__file__).parent / "exports.tsv"
@@ -142,7 +152,9 @@ def test_proof_asks_the_census():
         prove(model)
 
 
-NAMING_A_TYPE = {"to", "dtype", "output_dtype", "stash_type", "softmax_precision"}
+NAMING_A_TYPE = {
+    "to", "dtype", "output_dtype", "output_datatype", "stash_type", "softmax_precision",
+}  # fmt: skip
 DEFAULTS_WITH_A_TRAIT = {
     "activations", "aggregate_function", "approximate", "axis", "batch_axis", "case_change_action",
     "coordinate_transformation_mode", "detect_negative", "detect_positive", "kernel_type",
@@ -197,3 +209,136 @@ def test_factors_and_tables_of_values_are_free():
 def test_attribute_that_names_a_type_has_a_trait_with_its_name():
     for name in NAMING_A_TYPE:
         assert traits_with(name, onnx.TensorProto.DOUBLE) == {f"`{name}=float64`"}
+
+
+FREE = """
+    K N accuracy_level activation_alpha activation_beta alpha attention_scale beta bias bits
+    block_size blocksize cats_int64s cats_strings classlabels_int64s classlabels_ints
+    classlabels_strings coefficients cubic_coeff_a end epsilon equation gamma group hidden_size
+    imputed_value_floats imputed_value_int64s intercepts keepdims kernel_params kernel_shape lambd
+    momentum n_supports n_targets noop_with_empty_axes num_groups num_heads num_outputs offset
+    output_shape perm prob_a prob_b ratio replaced_value_float replaced_value_int64 rho scale size
+    start support_vectors targets threshold value value_float value_floats value_int value_ints
+    value_string value_strings vectors_per_class
+    base_values class_ids default_float keys_strings nodes_modes target_ids values_int64s
+"""
+
+
+def test_attribute_that_is_free_has_no_trait_whatever_it_says():
+    values = (3, -1, 0.375, [1, 2], [0.375, 2.0], "text", ["a", "b"])
+    bound = {name for name in FREE.split() for each in values if traits_with(name, each)}
+    assert not bound
+    assert all(traits_with("another", each) for each in values)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        *((name, 11, {f"`{name}=float64`"}) for name in sorted(NAMING_A_TYPE)),
+        ("to", 99, {"`to=another`"}),
+        ("axis", 2, set()), ("axis", -1, {"axis from the back"}),
+        ("axes", [0, 3], set()), ("axes", [-1], {"axes from the back"}),
+        ("axes", [-1, 0], {"axes from the back", "axes from both ends"}),
+        ("split", [1, 2], set()),
+        ("split", [0, -1, -2], {"0 in split", "-1 in split", "split below -1"}),
+        ("starts", [1], set()), ("starts", [-1], {"starts from the back"}),
+        ("ends", [-1, 5], {"ends from the back"}),
+        ("pads", [1, 2, 1, 2], set()), ("pads", [0, 1], {"unequal pads"}),
+        ("pads", [-1, -1], {"pads below 0"}),
+        ("strides", [1, 1], set()), ("strides", [1, 2], {"strides of more than 1"}),
+        ("strides", [0], {"strides below 1"}),
+        ("dilations", [2, 1], {"dilations of more than 1"}),
+        ("auto_pad", "NOTSET", set()), ("auto_pad", "VALID", {"`auto_pad=VALID`"}),
+        ("direction", "forward", set()), ("post_transform", "NONE", set()),
+        ("keep_aspect_ratio_policy", "stretch", set()),
+        ("largest", 1, set()), ("largest", 0, {"`largest=0`"}), ("sorted", 1, set()),
+        ("upper", 1, set()), ("saturate", 1, set()), ("saturate", 0, {"`saturate=0`"}),
+        ("mode", "x" * 41, {f"`mode={'x' * 40}`"}),
+        ("some", 0, set()), ("some", 1, {"`some=1`"}), ("some", 2, {"`some=more`"}),
+        ("some", -2, {"`some=-1`"}), ("some", 0.0, set()), ("some", 0.5, {"`some`"}),
+        ("some", [1, 2], {"`some`"}), ("some", ["a"], {"`some`"}),
+    ],
+)  # fmt: skip
+def test_attribute_is_of_this_kind(name, value, expected):
+    assert traits_with(name, value) == expected
+
+
+ROW = Value((ROWS, Size.of(4)), 0, ONE, dtype="float32")
+
+
+def whole(*numbers):
+    """A constant of int64."""
+    return constant(np.array(numbers, np.int64), ())
+
+
+def node_of(operator, *inputs):
+    return Node(operator, 18, inputs, [True], {}, Unknowns(), False)
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "expected"),
+    [
+        ("ConstantOfShape", [whole(0, -1)], {"0 in shape", "-1 in shape"}),
+        ("CumSum", [ROW, whole(-1)], {"axes from the back"}),
+        ("Expand", [ROW, whole(0, -2)], {"0 in shape", "shape below -1"}),
+        ("Pad", [ROW, whole(0, 1)], {"unequal pads"}),
+        ("Pad", [ROW, None, None, whole(-1)], {"axes from the back"}),
+        ("ReduceMax", [ROW, whole(-1)], {"axes from the back"}),
+        ("ReduceMax", [ROW], {"no axes"}),
+        ("Reshape", [ROW, whole(-1, 0)], {"0 in shape", "-1 in shape"}),
+        ("Slice", [ROW, whole(-1)], {"starts from the back"}),
+        ("Slice", [ROW, None, whole(-1)], {"ends from the back"}),
+        ("Slice", [ROW, None, None, whole(-1)], {"axes from the back"}),
+        ("Slice", [ROW, None, None, None, whole(2)], {"steps of more than 1"}),
+        ("Split", [ROW, whole(0, 4)], {"0 in split"}),
+        ("Squeeze", [ROW, whole(-1)], {"axes from the back"}),
+        ("Tile", [ROW, whole(0, 1)], {"0 in repeats"}),
+        ("Unsqueeze", [ROW, whole(-1)], {"axes from the back"}),
+        ("Reshape", [ROW, Value((Size.of(2),))], {"unknown shape"}),
+        ("Reshape", [ROW, whole()], {"empty shape", "input 1 empty"}),
+        ("Squeeze", [ROW, whole()], {"empty axes", "input 1 empty"}),
+        ("Pad", [ROW, whole()], {"empty pads", "input 1 empty"}),
+        ("Slice", [ROW, whole()], {"empty starts", "input 1 empty"}),
+        ("Neg", [whole(1)], set()), ("Gather", [ROW, whole(-1)], set()),
+        ("Add", [ROW, Value((ONE, ONE, ONE))], {"more axes than rows"}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_parameters_of_a_node_are_of_this_kind(operator, inputs, expected):
+    assert traits_of(node_of(operator, *inputs)) == expected
+
+
+MOVING = ("Expand", "Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze",
+          "Tile", "Transpose", "Unsqueeze")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("operator", "expected"),
+    [
+        *((each, {"input 0 rows", "elements float32", "input 1 int64"}) for each in MOVING),
+        ("Concat", {"input rows", "elements float32", "elements int64"}),
+        ("Identity", {"input rows", "elements float32", "input int64"}),
+        *((each, {"input rows", "input float32", "input int64"})
+          for each in ("Einsum", "ai.onnx.ml.FeatureVectorizer", "Add")),
+        ("MatMul", {"input 0 rows", "input 0 float32", "input 1 int64"}),
+    ],
+)  # fmt: skip
+def test_types_of_a_node_are_those_of_its_inputs_and_of_what_it_moves(operator, expected):
+    assert types_of(node_of(operator, ROW, replace(whole(3), dtype="int64"))) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (replace(ROW, axis=1), "moved rows"), (computed(sizes_of([ROWS])), "number of rows"),
+        (computed(sizes_of([Size.unknown("+1")])), "sizes"),
+    ],
+)  # fmt: skip
+def test_input_says_what_it_depends_on(value, kind):
+    found = types_of(node_of("MatMul", value))
+    assert found == {f"input 0 {kind}", f"input 0 {value.dtype or 'other'}"}
+
+
+def test_attribute_is_named_before_a_parameter():
+    known = Census([("Slice", frozenset(), frozenset())])
+    assert known.unknown("Slice", {"0 in shape", "`mode=x`"}, frozenset()) == "`mode=x`: no rule"

@@ -17,7 +17,7 @@ from serving.proof import Mixes, prove, walk
 from serving.proof.check import MAX_BYTES, Check, Graph, NotRun
 from serving.proof.onnx_file import parse_model
 from serving.proof.sizes import ONE, Size
-from serving.proof.table import TABLE, outputs_of
+from serving.proof.table import TABLE, is_pointwise, outputs_of
 from serving.proof.values import Value, computed, sizes_of
 from tests.proof.cases import with_rows
 from tests.proof.models import CONSTANTS, RULES, graph
@@ -347,3 +347,68 @@ def test_proofs_of_the_cases_of_onnx_agree_with_runs():
                 continue
     assert not contradictions
     assert num_tensors > 1000
+
+
+def test_graph_that_takes_nothing_is_tried_with_axes_of_all_sizes():
+    """Unlike ones of two names first, then all of one size."""
+    seen = []
+
+    class Refusing(UnchangedSession):
+        def run(self, names, feeds):
+            seen.append(feeds["x"].shape)
+            raise RuntimeError("none of these")
+
+    with pytest.raises(NotRun):
+        checked(graph("y = Neg(x)", x="float[N,L,M] x"), session=Refusing)
+    assert {shape[0] for shape in seen} == {1, 3}
+    assert [*dict.fromkeys(shape[1:] for shape in seen)] == [
+        (32, 64), (16, 16), (32, 32), (8, 8), (1, 1), (64, 64), (512, 512),
+    ]  # fmt: skip
+
+
+LABELS = (
+    'y = ai.onnx.ml.LabelEncoder<keys_strings=["0", "1"], values_floats=[1.5, 2.5],'
+    " default_float=3.5>(x)"
+)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["float", "uint8", "int8", "uint16", "int16", "int32", "int64", "string", "bool", "float16",
+     "double", "uint32", "uint64"],
+)  # fmt: skip
+def test_node_by_itself_takes_inputs_of_each_type(kind):
+    """Rounding of the whole graph alone is excused by it, whatever it reads."""
+    built = []
+
+    class Rounding(UnchangedSession):
+        def __init__(self, *given):
+            super().__init__(*given)
+            built.append(self)
+
+        def run(self, names, feeds):
+            found = super().run(names, feeds)
+            if self is not built[0] or len(next(iter(feeds.values()))) == 3:
+                return found
+            return [each * np.float32(1.001) for each in found]
+
+    body = LABELS if kind == "string" else "y = Cast<to=1>(x)"
+    found = checked(graph(body, x=f"{kind}[N,4] x"), session=Rounding)
+    assert (found.num_tensors, found.num_omitted) == (1, 0)
+    assert len(built) > 1
+
+
+def test_wrong_elements_are_named_where_a_constant_is_wrong_too(monkeypatch):
+    wrong = replace(computed(sizes_of([Size.of(5)])), data=np.array([5]))
+    plant(monkeypatch, "Shape", lambda node: [wrong])
+    with pytest.raises(Mixes, match=r"tensor s has element 4, expected 5, in a run of 3 rows$"):
+        checked(graph("s = Shape<start=1>(x); f = Cast<to=1>(s); y = Mul(x, f)"))
+
+
+@pytest.mark.parametrize(
+    ("operator", "is_last"),
+    [("Add", True), ("Relu", True), ("Cast", True), ("PRelu", False), ("Softmax", False),
+     ("Nobody", False)],
+)  # fmt: skip
+def test_operator_that_computes_element_by_element_is_known(operator, is_last):
+    assert is_pointwise(operator) == is_last

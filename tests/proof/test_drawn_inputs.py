@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from serving.proof import drawn_inputs
-from serving.proof.drawn_inputs import draws, draws_of_size, is_near, relative_error, take
+from serving.proof.drawn_inputs import (
+    draws,
+    draws_of_size,
+    further_draws,
+    is_near,
+    relative_error,
+    take,
+)
 from serving.tensors import DTYPES, Tensor
 
 
@@ -161,3 +168,89 @@ def test_rounding_is_near_and_other_infinities_are_not():
     assert not is_near(wanted, wanted + np.array([[1e-4], [0]], np.float32), 1e-4)
     infinite = np.array([[INF, 1.0]], np.float32)
     assert not is_near(infinite, np.array([[1.0, 2.0]], np.float32), 1e-4)
+
+
+def is_unit(row):
+    return ((row >= 0) & (row < 1)).all() and len({*row}) > 20
+
+
+def are_two(row, size):
+    """Whether both signs of a number are there, and no others."""
+    return {*row} == {-size, size}
+
+
+LOUD = [
+    lambda row: are_two(row, 1e30),
+    lambda row: np.isposinf(row).any() and is_unit(row[~np.isposinf(row)]),
+    lambda row: np.isnan(row).any() and is_unit(row[~np.isnan(row)]),
+    lambda row: (row == 1e9).any() and is_unit(row[row != 1e9]),
+    lambda row: are_two(row, 3e38),
+    lambda row: np.isneginf(row).all(),
+    lambda row: (row % 1e4 == 0).all() and 2e6 < row.max() <= 2.55e6 and row.min() >= 0,
+    lambda row: np.isnan(row).all(),
+    lambda row: are_two(row, 1e-38),
+]
+"""Each loud row, in their order."""
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_each_seed_has_the_next_three_loud_rows(seed):
+    """After the last the first again."""
+    (unlike, like) = draws_of_size([Tensor("x", "FP64", (-1, 200))], 8, {}, 5, seed)
+    first = 3 * (seed % 3)
+    for row, is_as_loud in zip(unlike["x"][5:], LOUD[first : first + 3], strict=True):
+        assert is_as_loud(row)
+    assert ((like["x"] > 0) & (like["x"] <= 1)).all()
+
+
+def test_rows_without_elements_are_drawn_with_each_seed():
+    for seed in range(3):
+        (unlike, _) = draws_of_size([Tensor("x", "FP32", (-1, 0))], 8, {}, 5, seed)
+        assert unlike["x"].shape == (8, 0)
+
+
+def test_later_draws_have_axes_that_are_no_shorter():
+    """A pool's window may be as long. Axes of one name are alike, and others may be not."""
+    tensors = [Tensor("x", "UINT8", (-1, -1, -1, 3), names=("N", "L", "", "C")),
+               Tensor("z", "UINT8", (-1, -1), names=("N", "L"))]  # fmt: skip
+    taken = {"x": np.zeros((8, 4, 5, 3)), "z": np.zeros((8, 4))}
+    found = [*further_draws(tensors, taken, 12)]
+    assert len(found) == 12
+    for seed, each in enumerate(found, 1):
+        rows, length, other, channels = each["x"].shape
+        assert (rows, channels, each["z"].shape) == (8, 3, (8, length))
+        assert {length, other} <= ({5, 6, 10, 15} if seed % 2 else {5})
+        assert (each["x"].max() == 1) == (seed % 4 == 0), "each fourth has masks"
+    assert {each["x"].shape[1] for each in found} == {5, 6, 10, 15}
+    plain = [Tensor("x", "FP32", (-1, 3))]
+    drawn_ = [*further_draws(plain, {"x": np.zeros((8, 3), np.float32)}, 2)]
+    assert [each["x"].shape for each in drawn_] == [(8, 3)] * 2
+    assert not [*further_draws(plain, {"x": np.zeros((8, 3), np.float32)}, 0)]
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 3), (2, 0, 3)])
+def test_rows_without_elements_are_alike(shape):
+    empty = np.zeros(shape, np.float32)
+    assert relative_error(empty, empty) == 0.0
+    assert is_near(empty, empty, 1e-4)
+
+
+def test_infinity_in_a_row_is_no_magnitude_of_its_others():
+    wanted = np.array([[INF, 1.0]], np.float32)
+    answer = np.array([[INF, 2.0]], np.float32)
+    assert relative_error(wanted, answer) == pytest.approx(1 / 1.01)
+
+
+def test_each_row_is_near_by_its_own_numbers():
+    """Those of another row make it no nearer."""
+    wanted = np.array([[1e6, 1e6], [1.0, 1.0]], np.float32)
+    assert is_near(wanted, wanted + np.array([[1.0], [0.0]], np.float32), 1e-2)
+    assert not is_near(wanted, wanted + np.array([[0.0], [1.0]], np.float32), 1e-2)
+
+
+@pytest.mark.filterwarnings("error")
+def test_differences_of_infinities_warn_of_nothing():
+    one, other = np.array([[INF, 1.0]], np.float32), np.array([[-INF, 0.0]], np.float32)
+    assert relative_error(one, other) > 1e300
+    assert not is_near(one, other, 1e-4)
+    assert relative_error(one, one) == 0.0

@@ -9,7 +9,7 @@ import pytest
 from onnx import helper, numpy_helper, parser
 
 from serving.model.onnx_runtime import new_session
-from serving.proof import Mixes, prove
+from serving.proof import Mixes, prove, walk
 from serving.proof.inline import inlined
 from serving.proof.onnx_file import parse_model
 from tests.proof.models import RULES, graph, verdict
@@ -32,6 +32,10 @@ CALLS = {
     ),
     "a name that the graph has": (
         "e = Neg(x); u, v = own.twice(e, x); y = Add(u, e)", TWICE,
+    ),
+    "an input that a function leaves out": (
+        "y = own.upper(x)",
+        ONE + "upper (a) => (b) { h = Constant<value_float=2.0>() b = Clip(a, , h) }\n",
     ),
     "a name that begins as ours do": ("inlined1 = Neg(x); y, v = own.twice(inlined1, x)", TWICE),
 }  # fmt: skip
@@ -225,3 +229,60 @@ def test_tensor_of_many_axes_ends_the_proof():
     axes = np.array([0, 4, *[1] * 12], np.int64)
     model.graph.initializer.append(numpy_helper.from_array(axes, "axes"))
     assert verdict(model) == "y (Reshape): it has more than 12 axes"
+
+
+@pytest.mark.parametrize(
+    ("domain", "is_free"),
+    [
+        ("ai.onnx", False), ("ai.onnx.own", False), ("com.microsoft", False),
+        ("com.microsoft.own", False), ("com.ms.own", False), ("org.pytorch.own", False),
+        ("com.mine", True), ("org.pytorc", True),
+    ],
+)  # fmt: skip
+def test_function_has_no_domain_of_onnx_runtimes_own(domain, is_free):
+    """It would run an operator in its place."""
+    model = model_of(f"y = {domain}.f(x)", f'<domain: "{domain}", opset_import: ["" : 18]> '
+                     "f (a) => (b) { b = Neg(a) }")  # fmt: skip
+    model.opset_import.add(domain=domain, version=18)
+    expected = None if is_free else "function f has the name of an operator"
+    assert verdict(model) == expected
+
+
+@pytest.mark.parametrize(("steps", "is_enough"), [(10, True), (9, False)])
+def test_parts_of_a_model_are_counted_before_they_are_looked_at(steps, is_enough, monkeypatch):
+    """An input and an output of two axes each, a node with one of each, and its batch axis."""
+    monkeypatch.setattr(walk, "_MAX_STEPS", steps)
+    expected = None if is_enough else "the model is too large to prove"
+    assert verdict(graph("y = Neg(x)")) == expected
+
+
+@pytest.mark.parametrize(
+    ("operator", "is_moved"),
+    [("Transpose", True), ("QuantizeLinear", True), ("DequantizeLinear", True), ("Conv", True),
+     ("ConvTranspose", True), ("Relu", False)],
+)  # fmt: skip
+def test_wrong_shape_of_an_output_counts_beside_what_onnx_runtime_moves(operator, is_moved):
+    body = f"d = {operator}(x); y = Neg(x); z = Neg(x)"
+    found = verdict(graph(body, y="float[1,4] y, float[N,4] z"))
+    text = "axis 0 of y is declared with 1, not proved, beside another Neg"
+    assert found == (text if is_moved else None)
+
+
+@pytest.mark.parametrize(
+    ("turn", "reason"),
+    [
+        *((f"d = {each}(v)", None)
+          for each in ("Abs", "Identity", "ReduceMax", "ReduceSum", "ReduceSumSquare")),
+        *((f"d = {each}(s, v)", None) for each in ("Mul", "Pow", "Sub")),
+        ("d = Constant<value_float = 1.0>()", None),
+        ("d = Add(s, v)", "Add in its body has no rule"),
+        ("d = Neg(v)", "Neg in its body has no rule"),
+    ],
+)  # fmt: skip
+def test_turn_of_a_scan_has_operators_of_distances_alone(turn, reason):
+    body = graph(f"k = Identity(s); {turn}", "float[A,4] s, float[4] v", "float[A,4] k, float[4] d")
+    if reason is None:
+        walk._require_distances(body.graph)
+    else:
+        with pytest.raises(Mixes, match=reason):
+            walk._require_distances(body.graph)

@@ -68,3 +68,10 @@ def test_numbers_of_32_bits_are_not_followed():
     for name, number in {"i0": 0, "i1": 1}.items():
         model.graph.initializer.append(numpy_helper.from_array(np.array(number, np.int32), name))
     assert verdict(model) is not None
+
+
+def test_pairs_are_of_whole_tensors():
+    """With batch dimensions a GatherND takes from each row, by other numbers."""
+    model = graph(HEAD + PROVED["pairs of row and column"].replace(
+        "GatherND(", "GatherND<batch_dims=1>("), "float[N,L] x")  # fmt: skip
+    assert verdict(model) == "y (GatherND): attribute batch_dims has a rule for 0 only"

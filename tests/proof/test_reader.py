@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from serving.errors import CorruptModel
 from serving.proof.onnx_fields import Fields, outline
-from serving.proof.onnx_file import external_files, parse_model, small_array
+from serving.proof.onnx_file import cut_zip_maps, external_files, parse_model, small_array
 from tests.serving.model.graphs import model, two_layers, value
 
 
@@ -148,3 +148,84 @@ def test_outline_of_a_damaged_file_never_fails(at, damage):
         assert [each.op_type for each in parse_model(shown).graph.node] == [
             each.op_type for each in whole.graph.node
         ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("FLOAT", "f4"), ("UINT8", "u1"), ("INT8", "i1"), ("UINT16", "u2"), ("INT16", "i2"),
+        ("INT32", "i4"), ("INT64", "i8"), ("BOOL", "?"), ("FLOAT16", "f2"), ("DOUBLE", "f8"),
+        ("UINT32", "u4"), ("UINT64", "u8"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("is_raw", [True, False])
+def test_small_constant_of_each_type_is_read(kind, dtype, is_raw):
+    array = np.array([[0, 1], [1, 0]], dtype)
+    tensor = helper.make_tensor(
+        "t", TensorProto.DataType.Value(kind), [2, 2],
+        array.tobytes() if is_raw else array.reshape(-1).tolist(), raw=is_raw,
+    )  # fmt: skip
+    found = small_array(tensor)
+    assert found is not None
+    assert (found.dtype, found.tolist()) == (array.dtype, array.tolist())
+
+
+def test_constant_that_is_no_array_is_not_read():
+    short = numpy_helper.from_array(np.arange(3))
+    short.dims[:] = [4]
+    texts = TensorProto(dims=[1], data_type=TensorProto.STRING, string_data=[b"a"])
+    assert [small_array(each) for each in (short, texts)] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("FLOAT", [0.5] * 5_000), ("INT32", [1 << 28] * 5_000), ("STRING", ["text" * 5_000]),
+        ("INT64", [1 << 60] * 5_000), ("DOUBLE", [0.5] * 5_000), ("UINT64", [1 << 60] * 5_000),
+        ("raw", b"x" * 20_000),
+    ],
+)  # fmt: skip
+def test_content_of_each_kind_is_no_part_of_an_outline(kind, values):
+    """Be it numbers, texts or bytes; a large name is."""
+    data_type = TensorProto.FLOAT if kind == "raw" else TensorProto.DataType.Value(kind)
+    num = 5_000 if kind == "raw" else len(values)
+    tensor = helper.make_tensor("t", data_type, [num], values, raw=kind == "raw")
+    made = two_layers()
+    made.graph.initializer.append(tensor)
+    data = made.SerializeToString()
+    shown = outline(data)
+    assert len(shown) < len(data) - 15_000
+    assert len(parse_model(shown).graph.initializer) == 3
+    made.graph.initializer[-1].name = "t" * 20_000
+    named = outline(made.SerializeToString())
+    assert parse_model(named).graph.initializer[-1].name == "t" * 20_000
+
+
+@pytest.mark.parametrize("size", [(16 << 10) - 1, 16 << 10, (16 << 10) + 1])
+def test_content_of_16_kib_is_kept(size):
+    made = two_layers()
+    made.graph.initializer.append(
+        helper.make_tensor("t", TensorProto.UINT8, [size], b"x" * size, raw=True)
+    )
+    found = parse_model(outline(made.SerializeToString())).graph.initializer[-1]
+    assert len(found.raw_data) == (size if size <= 16 << 10 else 0)
+
+
+def test_output_that_was_a_map_is_a_table_of_floats():
+    number = helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    kind = helper.make_sequence_type_proto(helper.make_map_type_proto(TensorProto.INT64, number))
+    made = model(
+        [helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[3, 5])],
+        [value("x", "FP32", ["N", 2])], [helper.make_value_info("y", kind)],
+    )  # fmt: skip
+    del made.opset_import[:]
+    made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    read = parse_model(made.SerializeToString())
+    assert cut_zip_maps(read) == ("3", "5")
+    (output,) = read.graph.output
+    assert output.type.tensor_type.elem_type == TensorProto.FLOAT
+    assert len(output.type.tensor_type.shape.dim) == 2
+    (node,) = read.graph.node
+    assert (node.op_type, node.domain, [*node.attribute]) == ("Identity", "", [])
+    assert {each.domain: each.version for each in read.opset_import} == {"ai.onnx.ml": 3, "": 13}
+    assert cut_zip_maps(read) is None

@@ -20,3 +20,7 @@ def test_first_example_compares_a_proof_with_runs(capsys, monkeypatch):
 
 def test_names_of_the_package_are_there():
     assert all(getattr(proof, name).__name__ == name for name in proof.__all__)
+    assert [*proof.__all__] == [
+        "Check", "Comparison", "Graph", "Mixes", "NotRun", "Proof", "Session", "Size", "Value",
+        "parse_model", "prove",
+    ]  # fmt: skip

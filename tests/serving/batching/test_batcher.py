@@ -930,3 +930,45 @@ def test_batcher_has_one_runner_and_counts_its_calls_unless_it_is_told_otherwise
     batcher.close()
     counts = metrics.snapshot().models["", "1"]
     assert (counts.num_answered, counts.num_failed, counts.runs) == (2, 0, {1: 2})
+
+
+def test_stage_counts_its_runs_and_none_of_its_calls(clock):
+    """A later stage's: callers are counted where they came in."""
+    metrics = Metrics()
+    model = QuickModel(poison=frozenset({13}))
+    owner = FakeOwner(Batcher(model, SMALL, metrics, counts_calls=False), clock)
+    calls = [FakeRequest(value) for value in (1, 13)]
+    for call in calls:
+        call.method = "Classify"
+        owner.submit_all([call])
+    assert calls[0].digits == [1]
+    assert isinstance(calls[1].outcome, ModelError)
+    found = metrics.snapshot()
+    counts = found.models["", "1"]
+    assert (counts.num_answered, counts.num_failed, counts.runs) == (0, 0, {1: 1})
+    assert found.requests == {}
+
+
+def test_run_of_a_model_that_is_not_batched_is_ended_too(clock, owner_of):
+    model = Stuck()
+    model.tensors = replace(FakeModel.tensors, is_batchable=False)
+    owner = owner_of(model)
+    request = FakeRequest(0, deadline_s=1.0)
+    request.group.messages = [[images_of(0)]]
+    owner.submit_all([request])
+    model.wait_until_running()
+    clock.advance(1.5)
+    owner.batcher.tick(clock.now_s)
+    assert model.poison, "it was ended"
+    owner.wait(request)
+    assert isinstance(request.outcome, DeadlineExceeded)
+
+
+@pytest.mark.parametrize(
+    ("row_s", "enough"), [(0.0, 128), (1e-6, 128), (3e-5, 14), (0.0003, 2), (0.001, 1)]
+)
+def test_rows_that_take_as_long_as_the_way_to_a_core_are_worth_one(row_s, enough, owner_of):
+    """0.4 ms; no more than the model's own runs show."""
+    offloaded = owner_of(FakeModel()).batcher._offloaded
+    offloaded._row_s = row_s
+    assert offloaded._enough_rows == enough

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -10,6 +11,7 @@ from serving.batching.entry import Entry
 from serving.batching.queue import Queue
 from serving.batching.run import Group
 from serving.config import BatchingConfig
+from serving.errors import Unavailable
 from serving.telemetry.metrics import Metrics
 from tests.support.fakes import FakeCaller, FakeModel
 
@@ -69,3 +71,37 @@ def test_calls_have_the_same_room_on_either_way(calls, capacity, run_rows, row_s
         assert one.queue.num_rows == other.queue.num_rows
         assert not fits or taken == number, "calls of the next run are never refused"
         assert bool(one.scheduled) == bool(one.queue.num_rows)
+
+
+def test_turn_is_asked_for_once_however_many_calls_come():
+    way = Way(8, 4, 0.0)
+    for caller in (0, 1):
+        assert way.submit(caller, 1, 1, 1e9) == 1
+    way.entry.add(way.group(2, 1, 1, 1e9))
+    assert way.scheduled == [way.entry]
+
+
+@pytest.mark.parametrize(
+    ("options", "counts"),
+    [({}, (2, 3.0)), ({"counts_calls": True}, (2, 3.0)), ({"counts_calls": False}, None)],
+)
+def test_failure_is_each_calls_own_and_counted_unless_a_stage_counts_it(options, counts):
+    metrics, failures, label = Metrics(), [], ("digits", "1")
+    entry = Entry(label, FakeModel.tensors, BatchingConfig(), metrics, (Queue(8),), **options)
+    owner: Any = SimpleNamespace(clock=lambda: 2.5)
+    entry.attach(owner)
+    sink: Any = SimpleNamespace(fail=lambda group, error: failures.append((group, error)))
+    streams: Any = (1, 2)
+    encoder: Any = SimpleNamespace(num_rows=1)
+    group = Group(FakeCaller(), streams, [b""] * 2, encoder, sink, 1.0, 9.0)
+    error = Unavailable("it rests")
+    error.retry_after_s = 3.0
+    entry.fail(group, error)
+    ((failed, own),) = failures
+    assert failed is group
+    assert own is not error
+    assert (type(own), str(own), own.retry_after_s, own.model) == (
+        Unavailable, "it rests", 3.0, label,
+    )  # fmt: skip
+    found = metrics.snapshot().models.get(label)
+    assert (found and (found.num_failed, found.failed_s)) == counts

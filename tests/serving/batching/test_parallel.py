@@ -185,3 +185,24 @@ def test_call_that_can_not_be_divided_and_fails_leaves_all_cores_to_the_next():
     other.start()
     other.join()
     assert run_whole(failing, {}, lambda feeds: []) == []
+
+
+def test_call_beside_which_no_other_one_runs_has_all_cores(monkeypatch):
+    """If its rows fit one run; it counts among the calls that run."""
+    feeds = {"a": np.arange(5)}
+
+    def alone(given):
+        assert given is feeds
+        assert parallel._busy == {get_ident()}
+        return [given["a"] + 100]
+
+    def ran(most, run=lambda given: [given["a"]]):
+        return run_parallel(run, feeds, most, 5, 2, lambda: False, alone)[0].tolist()
+
+    assert ran(5) == [100, 101, 102, 103, 104]
+    assert ran(4) == [*range(5)]
+    assert not parallel._busy
+    monkeypatch.setattr(parallel, "_busy", {-1})
+    assert ran(5) == [*range(5)]
+    assert run_whole(lambda given: [given["a"]], feeds, alone)[0].tolist() == [*range(5)]
+    assert parallel._busy == {-1}

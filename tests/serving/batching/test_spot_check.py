@@ -537,3 +537,19 @@ def test_floats_differ_by_no_more_than_their_type_allows(kind, tolerance):
     for factor, is_close in ((0.5, True), (2.0, False)):
         text = Closeness().difference(tensor, one, one * np.array(1 + factor * tolerance, kind))
         assert (text is None) == is_close
+
+
+def test_floats_of_another_size_are_equal_or_differ():
+    tensor, one = Tensor("y", "FP64", (-1, 1)), np.ones((1, 1), np.longdouble)
+    assert Closeness().difference(tensor, one, one) is None
+    assert Closeness().difference(tensor, one, one + np.longdouble(0.5)) == "y differs by 0.5"
+    assert Closeness() == ({2: 1e-2, 4: 1e-4, 8: 1e-6}, 0.0)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
+def test_inputs_are_changed_by_rounding_without_a_word(kind):
+    most = np.finfo(kind).max
+    changed = nudged({"x": np.array([[np.inf, -np.inf, np.nan, most, -most]], kind)})
+    assert changed is not None
+    assert changed["x"].dtype == kind

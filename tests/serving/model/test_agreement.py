@@ -1,9 +1,17 @@
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
-from serving.model.agreement import AgreementLimits, AnswerComparison, agreement, kind_of, top
+from serving.model.agreement import (
+    Agreement,
+    AgreementLimits,
+    AnswerComparison,
+    agreement,
+    kind_of,
+    top,
+)
 
 
 def calls(array):
@@ -94,3 +102,54 @@ def test_malformed_comparison_is_refused(change):
     document = AnswerComparison({"y": "values"}).document() | change
     with pytest.raises((ValueError, TypeError, KeyError)):
         AnswerComparison.of(document)
+
+
+def test_agreement_is_whole_and_limits_are_those_of_the_page_where_nothing_is_said():
+    assert asdict(Agreement(output="y", kind="values", num=3)) == {
+        "output": "y", "kind": "values", "num": 3, "equal": 1.0, "cosine": 1.0, "error": 0.0,
+        "spread": 0.0,
+    }  # fmt: skip
+    assert asdict(AgreementLimits()) == {
+        "least_equal": 0.99, "least_cosine": 0.995, "most_error": 0.02,
+    }  # fmt: skip
+    document = {"outputs": {"y": "values"}, "limits": asdict(AgreementLimits())}
+    assert AnswerComparison({"y": "values"}).document() == document
+
+
+def test_all_that_is_measured_of_an_output():
+    wanted = [np.array([[3.0, 4.0]]), np.array([[0.0, 5.0]])]
+    answers = [np.array([[3.0, 4.0]]), np.array([[0.0, 6.0]])]
+    found = agreement("y", "values", wanted, answers)
+    ratio = 1 / 50
+    assert asdict(found) == pytest.approx({
+        "output": "y", "kind": "values", "num": 2, "equal": 1.0,
+        "cosine": 55 / math.sqrt(50 * 61), "error": math.sqrt(1 / 4) / 5,
+        "spread": math.hypot(25 * ratio, 1 - 25 * ratio),
+    })  # fmt: skip
+    lost = agreement("y", "values", wanted, [answers[0], None])
+    assert lost == Agreement(
+        output="y", kind="values", num=2, equal=0.5, cosine=0.0, error=math.inf
+    )
+    same = agreement("n", "equal", wanted, answers)
+    assert same == Agreement(output="n", kind="equal", num=2, equal=0.5)
+    classes = agreement("c", "classes", [*wanted, np.array([[1.0, 0.0]])], [*answers, None])
+    assert classes == Agreement(output="c", kind="classes", num=3, equal=2 / 3)
+    zeros = agreement("z", "values", [np.zeros((1, 2))], [np.ones((1, 2))])
+    assert (zeros.cosine, zeros.error) == (0.0, math.inf)
+    empty = [np.zeros((1, 0))] * 2
+    assert agreement("e", "values", empty, empty) == Agreement(output="e", kind="values", num=2)
+
+
+def test_agreement_is_named_in_percent():
+    share = Agreement(output="y", kind="classes", num=500, equal=0.996)
+    values = Agreement(output="y", kind="values", num=500, cosine=0.9991, error=0.05)
+    assert (str(share), str(values)) == ("99.60 % equal", "cosine 0.9991, error 5 %")
+    assert values.excess(AgreementLimits()) == "relative error 5 %, at most 2 % expected"
+    two = Agreement(output="y", kind="equal", num=200, equal=0.99)
+    assert two.excess(AgreementLimits()) == ""
+    assert two.excess(AgreementLimits(), 1.0) == (
+        "99 % of 200 answers are equal, at least 99 % expected by its standard error"
+    )
+    near = Agreement(output="y", kind="values", num=9, cosine=0.995, error=0.02, spread=0.5)
+    assert near.excess(AgreementLimits()) == ""
+    assert near.excess(AgreementLimits(), 1.0) == "cosine 0.9950, at least 0.995 expected"

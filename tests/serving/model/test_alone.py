@@ -136,3 +136,13 @@ def test_call_after_a_fork_takes_the_narrow_session(file, monkeypatch):
         monkeypatch.setattr("serving.model.engine.os.getpid", lambda: 1)
         assert forked.infer(np.ones((2, 4), np.float32))["y"].shape == (2, 3)
         assert not engine.wide.num_runs
+
+
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_choice_follows_within_some_calls_what_changes(is_wide):
+    """Each time counts, and only the last ones."""
+    alone = Alone()
+    one, other = (0.5, 1.0) if is_wide else (1.0, 0.5)
+    chosen(alone, other, one, 64)
+    number = chosen(alone, *((0.5, 2.0) if is_wide else (2.0, 0.5)), 64)
+    assert number < 16 if is_wide else number > 48

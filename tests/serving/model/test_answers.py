@@ -6,10 +6,13 @@ import pytest
 from onnx import TensorProto, helper, parser
 
 from serving import Client
+from serving.model import answers
 from serving.model.answers import Answers, find_answers
 from serving.model.loading import load_model
 from serving.proof.onnx_file import cut_zip_maps, parse_model
+from serving.protocols import varint
 from serving.telemetry.metrics import MAX_LABELS, OTHER, Metrics
+from serving.tensors import Tensor, TensorSignature
 from tests.serving.telemetry.test_metrics import scrape, value
 from tests.support.servers import running_server, wait_until
 
@@ -149,3 +152,50 @@ def test_canary_of_a_table_model_shows_its_quality(tmp_path):
         for version in ("1", "2"):
             assert read("serving_confidence_count", version=version) == 3
             assert 1.5 < read("serving_confidence_sum", version=version) <= 3
+
+
+@pytest.mark.parametrize(
+    ("node", "kind"),
+    [
+        *(((each, place, ["x"]), kind)
+          for each in ("TreeEnsembleClassifier", "LinearClassifier", "SVMClassifier")
+          for place, kind in enumerate(("label", "probabilities", ""))),
+        (("ArgMax", 0, ["x"]), "label"),
+        *(((each, 0, ["x"]), "probabilities") for each in ("Softmax", "Normalizer")),
+        *(((each, 0, ["softmax"]), "probabilities")
+          for each in ("Identity", "Cast", "Reshape", "Squeeze", "Flatten", "LabelEncoder",
+                       "ZipMap")),
+        *(((each, 0, ["names", "argmax"]), "label")
+          for each in ("ArrayFeatureExtractor", "Gather")),
+        (("Gather", 0, ["argmax"]), ""), (("Neg", 0, ["softmax"]), ""),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_operator_decides_what_an_output_is(node, kind):
+    nodes = {"y": node, "softmax": ("Softmax", 0, ["x"]), "argmax": ("ArgMax", 0, ["x"])}
+    assert answers._kind_of("y", nodes) == kind
+    assert answers._kind_of("nobody", nodes) == ""
+
+
+@pytest.mark.parametrize(("number", "kind"), [(31, "probabilities"), (32, "")])
+def test_output_is_followed_for_32_steps(number, kind):
+    chain = {f"a{at}": ("Identity", 0, [f"a{at + 1}"]) for at in range(number)}
+    nodes = {**chain, f"a{number}": ("Softmax", 0, ["x"])}
+    assert answers._kind_of("a0", nodes) == kind
+
+
+@pytest.mark.parametrize(("size", "is_read"), [(4096, True), (4097, False)])
+def test_name_of_an_output_has_four_kibibytes(size, is_read):
+    name = "y" * size
+    graph = helper.make_graph([helper.make_node("Softmax", ["x"], [name])], "g", [], [])
+    tensors = TensorSignature((), (Tensor(name, "FP32", (-1, 3)),), is_batchable=False)
+    found = find_answers(helper.make_model(graph).SerializeToString(), tensors)
+    assert found == (Answers(None, 0, ()) if is_read else None)
+
+
+@pytest.mark.parametrize(("behind", "expected"), [((1 << 20) - 100, ("a",)), (1 << 20, ())])
+def test_labels_are_looked_for_in_the_last_mebibyte(behind, expected):
+    made = helper.make_model(helper.make_graph([], "g", [], []))
+    made.metadata_props.add(key="labels", value='["a"]')
+    more = b"\x9a\x06" + varint(behind) + bytes(behind)  # of field 99
+    assert answers.labels_of(made.SerializeToString() + more) == expected

@@ -389,3 +389,18 @@ def test_inputs_that_run_for_ever_leave_a_model_that_serves(tmp_path, monkeypatc
         if thread.name == "model-loader":
             thread.join(TIMEOUT_S)
             assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(("row_s", "is_dear"), [(0.019, False), (0.021, True)])
+def test_row_of_20_ms_is_compared_in_batches_of_two(row_s, is_dear):
+    model = Counted(row_s)
+    assert model.find().tensors.is_batchable
+    sizes = [size for size, _ in model.shapes[-12:]]
+    assert (max(sizes) == 2) == is_dear
+
+
+@pytest.mark.parametrize(("row_s", "is_slow"), [(0.99, False), (1.01, True)])
+def test_row_of_a_second_gains_nothing_from_a_batch(row_s, is_slow):
+    found = Counted(row_s).find()
+    assert found.tensors.is_batchable != is_slow
+    assert ("a row takes 1.0 s" in found.line) == is_slow

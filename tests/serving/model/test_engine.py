@@ -6,9 +6,10 @@ import os
 import re
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from serving.__main__ import main
 from serving.config import Device
 from serving.errors import DeviceError, InvalidRequest, ModelError
 from serving.model import time_limit
-from serving.model.engine import ENGINES, CudaEngine, open_engine
+from serving.model.engine import ENGINES, CudaEngine, OnnxEngine, open_engine
 from serving.model.onnx_runtime import ON_CPU, SessionSettings, new_session, runtime
 from serving.model.time_limit import within
 from tests.serving.model.graphs import model, node, rows_model, value
@@ -311,3 +312,103 @@ def test_step_that_computes_without_end_is_left_behind():
     with pytest.raises(TimeoutError, match="processor time"):
         within(0.1, compute, look_s=0.01)
     ended.set()
+
+
+def test_only_a_card_has_one_run_at_a_time():
+    """More would make its batches smaller; cores have a run each."""
+    facts = [(each.device, each.precisions, each.max_concurrent_runs) for each in ENGINES]
+    assert facts == [("cuda", ("fp32",), 1), ("cpu", ("fp32", "int8"), None)]
+
+
+FALLBACK = "session.disable_cpu_ep_fallback"
+
+
+def entry_of(options, name):
+    try:
+        return options.get_session_config_entry(name)
+    except RuntimeError:  # there is none
+        return None
+
+
+@pytest.mark.parametrize(("signature", "expected"), [(DIGITS, "1"), (None, None)])
+def test_graph_of_images_is_on_the_card_as_a_whole(signature, expected, onnx_bytes, monkeypatch):
+    """Those of others may leave the arithmetic of shapes to the CPU."""
+    asked = []
+
+    def open_session(model, options, **settings):
+        asked.append((entry_of(options, FALLBACK), settings["provider_options"]))
+        raise RuntimeError("CUDA failure 35: none here")
+
+    listed(monkeypatch, open_session)
+    own = SessionSettings(device="cuda", provider_options={"gpu_mem_limit": "9"})
+    with pytest.raises(DeviceError):
+        open_engine(onnx_bytes, own, signature)
+    assert asked == [(expected, [{"use_tf32": "0", "gpu_mem_limit": "9"}])]
+
+
+def test_card_is_tried_with_an_image_before_it_serves(onnx_bytes, monkeypatch):
+    plain = new_session(onnx_bytes)
+    seen = []
+
+    def run(outputs, inputs, run_options):
+        seen.append(
+            {name: (each.shape, each.dtype.name, each.any()) for name, each in inputs.items()}
+        )
+        return [np.zeros((1, 10), np.float32)]
+
+    session = SimpleNamespace(
+        run=run, get_inputs=plain.get_inputs, get_outputs=plain.get_outputs,
+        get_providers=lambda: ["CUDAExecutionProvider"], disable_fallback=lambda: None,
+    )  # fmt: skip
+    listed(monkeypatch, lambda *_, **__: session)
+    given = SessionSettings(device="auto", config={"session.set_denormal_as_zero": "1"})
+    engine = open_engine(onnx_bytes, given, DIGITS)
+    assert seen == [{"images": ((1, 784), "uint8", False)}]
+    assert isinstance(engine, CudaEngine)
+    assert engine.settings == replace(
+        given, device="cuda", provider_options={"use_tf32": "0"},
+        config={FALLBACK: "1", "session.set_denormal_as_zero": "1"},
+    )  # fmt: skip
+    assert engine.keeping_memory() is engine
+
+
+def test_engine_is_built_again_with_one_setting_changed(onnx_bytes):
+    given = SessionSettings(device="auto", provider_options={"use_tf32": "0"}, config={"a": "b"})
+    engine = OnnxEngine.open(onnx_bytes, given, DIGITS)
+    own = replace(given, device="cpu", provider_options={})
+    assert engine.settings == own
+    engine.has_bounded_time = True
+    keeping, wide = engine.keeping_memory(), engine.widened(2)
+    assert keeping.settings == replace(own, keeps_memory=True)
+    assert wide.settings == replace(own, num_threads=2)
+    for each in (keeping, wide):
+        assert each.tensors is engine.tensors
+        assert each.has_bounded_time
+    assert keeping.keeping_memory() is keeping
+    engine.wide = wide
+    engine.drop_source()
+    assert engine.keeping_memory() is engine
+    for each in (engine, wide):
+        with pytest.raises(DeviceError, match="the model's bytes are gone"):
+            each.widened(3)
+
+
+def test_runs_that_are_ended_are_those_in_progress(onnx_bytes):
+    engine = OnnxEngine.open(onnx_bytes, ON_CPU, DIGITS)
+    ended: list[int] = []
+    wide: Any = SimpleNamespace(end_runs=lambda: ended.append(1))
+    engine.wide, before = wide, engine._run_options
+    engine.end_runs()
+    assert before.terminate
+    assert not engine._run_options.terminate
+    assert ended == [1]
+
+
+def test_only_a_run_that_is_alone_is_wide(onnx_bytes, images, monkeypatch):
+    engine = OnnxEngine.open(onnx_bytes, ON_CPU, DIGITS)
+    wide: Any = SimpleNamespace(_pid=os.getpid(), _run=lambda options, feeds: ["wide"])
+    engine.wide = wide
+    monkeypatch.setattr(engine._alone, "is_wide", lambda size: True)
+    for options, is_wide in (({}, False), ({"is_alone": False}, False), ({"is_alone": True}, True)):
+        run, _ = engine.stoppable(**options)
+        assert isinstance(run({"images": images[:1]})[0], str) == is_wide

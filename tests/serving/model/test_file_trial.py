@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from serving.model.file_trial import File, Step, try_file
 from serving.model.loading import load_model
 from serving.model.onnx_runtime import ON_CPU
 from serving.model.verdicts import Verdict
+from serving.processes.pool import JobLimits
 from tests.serving.http.peer import HttpPeer
 from tests.serving.model.graphs import model, node, rows_model, save, two_layers, value
 from tests.support.servers import running_server, wait_until
@@ -226,3 +229,61 @@ def test_functions_of_a_proved_model_are_not_in_the_graph_that_serves(folder, mo
     monkeypatch.setenv(verdicts.VARIABLE, "off")
     load_model(path, device="cpu", batching="never")
     assert built[-1] == path.read_bytes()
+
+
+@pytest.fixture
+def children(monkeypatch):
+    """What each child is started for; all have run the file."""
+    seen = []
+
+    class Pool:
+        def __init__(self, number, modules):
+            seen.append((number, modules))
+
+        def submit(self, owner, function, file, progress, needs_verdict, *, limits):
+            assert Path(progress).name.startswith("trial-")
+            Path(progress).write_bytes(bytes([Step.PROVING]))
+            seen.append((owner, function, needs_verdict, limits))
+            return self
+
+        def result(self):
+            return RAN
+
+        def close(self):
+            seen.append("closed")
+
+    monkeypatch.setattr("serving.processes.pool.ProcessPool", Pool)
+    monkeypatch.setattr(file_trial, "available_bytes", lambda: 1000)
+    return seen
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+def test_child_has_all_memory_and_six_times_its_steps_on_the_clock(
+    is_done, children, monkeypatch, caplog
+):
+    """And half a minute."""
+    caplog.set_level("INFO", "serving.model.file_trial")
+    waits: Any = []
+    monkeypatch.setattr(file_trial, "wait", lambda *given: waits.append(given[1]) or type(
+        "Waited", (), {"done": is_done}))  # fmt: skip
+    file = file_of(b"net")._replace(build_s=7.0, check_s=2.0)
+    assert try_file(file, needs_verdict=True) == RAN
+    limits = JobLimits(1000, 84.0)
+    assert children == [
+        (1, ("serving.model.file_trial",)), ("", file_trial._steps, True, limits), "closed",
+    ]  # fmt: skip
+    assert waits == [2.0]
+    slow = "model net version 1: a process that proves it first takes long"
+    assert caplog.messages == [] if is_done else [slow]
+    assert file_trial.has_passed(file)
+
+
+@pytest.mark.parametrize("needs_verdict", [True, False])
+def test_steps_of_a_child_are_noted_as_they_begin(needs_verdict, tmp_path):
+    file = file_of(two_layers().SerializeToString())
+    progress = tmp_path / "progress"
+    found = file_trial._steps(file, str(progress), needs_verdict)
+    assert found == ((Verdict(None), True) if needs_verdict else (None, False))
+    assert progress.read_bytes() == bytes([Step.RUNNING])
+    assert file_trial._steps(file_of(b"no model"), str(progress), needs_verdict) == (None, False)
+    assert progress.read_bytes() == bytes([Step.PARSING])

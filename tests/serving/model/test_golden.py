@@ -170,3 +170,22 @@ def lying():
 def test_malformed_golden_file_is_refused(data):
     with pytest.raises(CorruptModel, match=r"golden\.npz is malformed"):
         read_golden(data, COMPARISON)
+
+
+def test_golden_file_has_64_mib_with_all_that_is_in_it():
+    """A small archive may claim any size."""
+    with pytest.raises(CorruptModel, match="ValueError: at most 67108864 bytes of arrays expected"):
+        read_golden(both(bytes(64 << 20), npy(np.zeros(1))), COMPARISON)
+    with pytest.raises(CorruptModel, match="ValueError: 67108865 bytes, at most 67108864 expected"):
+        read_golden(bytes((64 << 20) + 1), COMPARISON)
+    with pytest.raises(CorruptModel, match="BadZipFile"):
+        read_golden(bytes(64 << 20), COMPARISON)
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_array_of_either_format_is_read(version):
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.float32([[3.0]]), version)
+    golden = read_golden(both(npy(np.float32([[2.0]])), buffer.getvalue()), COMPARISON)
+    assert [call["x"].tolist() for call in golden.calls] == [[2.0]]
+    assert [answer["y"].tolist() for answer in golden.answers] == [[3.0]]

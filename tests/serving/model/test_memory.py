@@ -2,6 +2,7 @@
 
 import os
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,3 +147,16 @@ def test_settings_of_a_model_say_how_many_threads_its_runs_have(tmp_path):
     model = load_model(path)
     assert isinstance(model.engine, OnnxEngine)
     assert model.engine.settings.num_threads == 1
+
+
+@needs_counts
+@pytest.mark.parametrize(("took_s", "sizes"), [(0.049, [2, 2, 8, 8]), (0.051, [2, 2])])
+def test_batch_of_50_ms_is_the_last_one(took_s, sizes, monkeypatch):
+    now_s = iter([0.0, took_s, 1.0])
+    runs: Any = []
+    monkeypatch.setattr(memory, "time", SimpleNamespace(thread_time=lambda: next(now_s)))
+    monkeypatch.setattr(memory, "_num_faults", lambda: 0)
+    assert not memory.remaps_memory(
+        lambda given: runs.append(len(given["x"])) or [], ONE, {"x": np.zeros((1, 4), "f4")}, 512
+    )
+    assert runs == sizes

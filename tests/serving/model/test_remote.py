@@ -6,6 +6,7 @@ import os
 import pytest
 
 from serving.errors import ConfigurationError, Unavailable
+from serving.model import remote
 from serving.model.remote import RemoteRepository
 
 fsspec = pytest.importorskip("fsspec")
@@ -72,3 +73,88 @@ def test_status_of_a_web_server_says_whether_to_try_again(status, system, tmp_pa
     with pytest.raises(kind) as caught:
         RemoteRepository("memory://full/models", tmp_path / "cache").fetch()
     assert str(caught.value) == f"can't read memory://full/models: status {status}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "blob_id", "created"],
+)
+def test_fact_that_changes_with_the_content_is_the_state(name):
+    """As each library calls it; without any, nothing shows a change."""
+    assert remote._state({"size": 3, name: "v", "other": "w"}) == "3 v"
+    assert remote._state({"size": 3, name: None}) == remote._state({}) == ""
+    facts = {each: each for each in remote._STATE}
+    assert remote._state(facts) == "None ETag"
+
+
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("https://host/some/net.onnx", {"client_kwargs": {
+            "trust_env": True, "headers": {"Accept-Encoding": "identity"}}}),
+        ("memory://bucket/net.onnx", {}),
+    ],
+)  # fmt: skip
+def test_file_is_asked_for_as_it_is_now(url, options, tmp_path, monkeypatch):
+    """Not compressed on its way, and not as it was listed before."""
+    asked, events = [], []
+
+    class System:
+        def invalidate_cache(self):
+            events.append("invalidate")
+
+        def info(self, root):
+            events.append(f"info {root}")
+            return {"size": 5, "name": "other"}
+
+    def opened(given, **more):
+        asked.append((given, more))
+        return system, "root"
+
+    system = System()
+    monkeypatch.setattr(fsspec.core, "url_to_fs", opened)
+    found = RemoteRepository(url, tmp_path)._list()
+    assert found == (system, {"net.onnx": {"size": 5, "name": "root"}})
+    assert asked == [(url, options)]
+    assert events == ["invalidate", "info root"]
+
+
+def test_copy_is_the_users_own_and_made_once(system, tmp_path):
+    repository = RemoteRepository("memory://full/models", tmp_path / "some" / "cache")
+    root = repository.fetch()
+    assert (root / "a" / "1" / "model.onnx").read_bytes() == b"graph"
+    assert root.parent.stat().st_mode & 0o777 == 0o700
+    assert repository.fetch() == root
+    assert {each.name for each in root.parent.iterdir()} == {"lock", root.name}
+    system.pipe("/full/models/b/1/model.onnx", b"another")
+    other = repository.fetch()
+    assert (other / "b" / "1" / "model.onnx").read_bytes() == b"another"
+    assert (other / "a" / "1" / "model.onnx").samefile(root / "a" / "1" / "model.onnx")
+
+
+def test_file_of_a_repository_has_two_gibibytes_at_most(system, tmp_path, monkeypatch):
+    plain = type(system).info
+
+    def info(self, path, **more):
+        return {**plain(self, path, **more), "size": (2 << 30) + 1}
+
+    monkeypatch.setattr(type(system), "info", info)
+    with pytest.raises(ConfigurationError) as caught:
+        RemoteRepository("memory://full/models", tmp_path).fetch()
+    assert str(caught.value) == (
+        "memory://full/models: model.onnx has over 2147483648 bytes, the most that are copied"
+    )
+
+
+@pytest.mark.parametrize(("most", "is_taken"), [(15, True), (14, False)])
+def test_files_of_a_repository_are_bounded_together(most, is_taken, system, tmp_path, monkeypatch):
+    """Those of the last copy, too."""
+    assert remote.MAX_BYTES == 16 << 30
+    monkeypatch.setattr(remote, "MAX_BYTES", most)
+    system.pipe("/full/models/b/1/model.onnx", b"0123456789")
+    repository = RemoteRepository("memory://full/models", tmp_path)
+    if is_taken:
+        repository.fetch()
+    else:
+        with pytest.raises(ConfigurationError, match="has over 9 bytes, the most that are copied"):
+            repository.fetch()

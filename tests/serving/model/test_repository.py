@@ -339,3 +339,13 @@ def test_one_model_may_have_another_name(tmp_path):
     both = ModelConfig(models=tmp_path, served_name="z")
     with pytest.raises(ConfigurationError, match="served_name is for one model, not for a, b"):
         repository.named_models(both, tmp_path)
+
+
+@pytest.mark.parametrize(("size", "name"), [(1 << 20, "net.onnx"), ((1 << 20) + 1, "model.onnx")])
+def test_mlflows_file_has_a_mebibyte_at_most(size, name, tmp_path):
+    """A longer one says nothing."""
+    text = MLMODEL.format("net.onnx")
+    (tmp_path / "MLmodel").write_text(text.ljust(size, "\n"))
+    for each in ("net.onnx", "model.onnx"):
+        (tmp_path / each).touch()
+    assert repository._files_of(tmp_path) == [tmp_path / name]

@@ -2,8 +2,10 @@
 
 import errno
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +14,7 @@ import pytest
 from serving.errors import CorruptModel
 from serving.model import onnx_runtime
 from serving.model.onnx_runtime import (
+    ON_CPU,
     SessionSettings,
     bare_run,
     inputs_of,
@@ -20,6 +23,7 @@ from serving.model.onnx_runtime import (
     runtime,
     tensors_of,
 )
+from serving.tensors import DTYPES, Tensor, TensorSignature
 from tests.serving.model.graphs import model, node, rows_model, two_layers, value
 
 ROWS = np.ones((2, 4), np.float32)
@@ -249,3 +253,45 @@ def test_session_of_usual_settings_has_one_thread_and_keeps_no_memory(built):
     assert options.graph_optimization_level == runtime().GraphOptimizationLevel.ORT_ENABLE_ALL
     assert options.log_severity_level == 4
     assert entries(options) == {}
+
+
+def test_file_of_a_model_that_can_not_be_built_is_closed(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no session")
+
+    data = large(monkeypatch)
+    before = set(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(runtime(), "InferenceSession", fail)
+    with pytest.raises(RuntimeError, match="no session"):
+        new_session(data)
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.parametrize(("size", "kind"), [((8 << 20) - 1, bytes), (8 << 20, str)])
+def test_model_of_8_mib_is_a_large_one(size, kind):
+    data = bytes(size)
+    with onnx_runtime._source(data) as source:
+        assert type(source) is kind
+        assert kind is bytes or Path(source).stat().st_size == size
+
+
+@pytest.mark.parametrize(
+    ("kind", "datatype"),
+    [
+        ("bool", "BOOL"), ("string", "BYTES"), ("float16", "FP16"), ("float", "FP32"),
+        ("double", "FP64"), ("int8", "INT8"), ("int16", "INT16"), ("int32", "INT32"),
+        ("int64", "INT64"), ("uint8", "UINT8"), ("uint16", "UINT16"), ("uint32", "UINT32"),
+        ("uint64", "UINT64"),
+    ],
+)  # fmt: skip
+def test_type_has_the_protocols_name(kind, datatype):
+    each: Any = SimpleNamespace(name="x", type=f"tensor({kind})", shape=["N", 3])
+    session: Any = SimpleNamespace(get_inputs=lambda: [each], get_outputs=lambda: [each])
+    tensor = Tensor("x", datatype, (-1, 3), ("N", ""))
+    assert tensors_of(session) == TensorSignature((tensor,), (tensor,), is_batchable=False)
+    assert inputs_of(session) == (tensor,)
+    assert output_dtypes(session) == {"x": DTYPES[datatype]}
+
+
+def test_settings_for_the_cpu_are_the_usual_ones_there():
+    assert replace(SessionSettings(), device="cpu") == ON_CPU

@@ -9,7 +9,7 @@ from serving.config import BatchingConfig
 from serving.errors import ConfigurationError
 from serving.model.onnx_runtime import SessionSettings
 from serving.model.settings import NO_SETTINGS
-from serving.model.settings_file import parse_settings
+from serving.model.settings_file import parse_settings, read_settings
 from tests.serving.model.test_settings import file_of
 
 
@@ -94,3 +94,14 @@ def test_settings_that_nobody_gives_are_these():
         "versions": None, "num_latest": 1, "file_name": None, "tensors": (),
         "has_batch_axis": False, "name": None, "ignored": (),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [64 << 10, (64 << 10) + 1])
+def test_file_has_64_kibibytes_at_most(size, tmp_path):
+    text = "max_batch_size: 3 #"
+    (tmp_path / "config.pbtxt").write_text(text + "x" * (size - len(text)))
+    if size > 64 << 10:
+        with pytest.raises(ConfigurationError, match=r"^can't read config\.pbtxt: "):
+            read_settings(tmp_path)
+    else:
+        assert read_settings(tmp_path).max_batch_size == 3

@@ -1,6 +1,7 @@
 """Which graph may follow another one, by its file alone."""
 
 import io
+import json
 
 import pytest
 from onnx import TensorProto, helper
@@ -183,3 +184,41 @@ def test_description_of_an_input_has_a_mebibyte_and_all_have_64():
     with pytest.raises(ValueError, match=r"^inputs, outputs and names of weights are too long$"):
         read(*[largest] * 64, weights=weight)
     assert read(b"\x0a\x01x", b"\x0a\x01w", weights=weight) == ["x"]
+
+
+def test_datatype_that_is_not_served_has_its_name():
+    tensor = helper.make_tensor_value_info("x", TensorProto.BFLOAT16, ["N"])
+    assert read_side(tensor) == {"x": ValueFacts("BF16", (-1,))}
+    tensor = helper.make_tensor_value_info("x", TensorProto.COMPLEX64, [2])
+    assert read_side(tensor) == {"x": ValueFacts("14", (2,))}
+
+
+def read_side(tensor):
+    """The inputs of a file with this one."""
+    file = field(7, field(11, tensor.SerializeToString()))
+    return read_graph(io.BytesIO(file), len(file))[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ({"labels": ["a", "b"]}, {"labels": ["a", "c"]}, "class 1 was 'b' and is 'c'"),
+        ({}, {"labels": ["0", "c"]}, "class 1 was '1' and is 'c'"),
+        ({"labels": ["a", "1"]}, {}, "class 0 was 'a' and is '0'"),
+        ({}, {"classes": 3}, "classes was 2 and is 3"),
+        ({}, {"dtype": "float32"}, "dtype was uint8 and is float32"),
+    ],
+)
+def test_images_and_classes_have_one_difference_that_is_named(old, new, reason):
+    plain = {"input_shape": [2, 2], "dtype": "uint8", "classes": 2}
+    before, after = (GraphSignature({}, {}, json.dumps({**plain, **each})) for each in (old, new))
+    assert difference(before, after) == reason
+    assert difference(before, before) is None
+    assert difference(before, GraphSignature({}, {})) == (
+        "it has no manifest that describes images and classes"
+    )
+
+
+def test_difference_of_images_without_classes_is_of_their_fields():
+    before, after = (GraphSignature({}, {}, json.dumps({"dtype": each})) for each in "ab")
+    assert difference(before, after) == "dtype was a and is b"

@@ -16,8 +16,8 @@ from serving.model.picture_inputs import read_labels
 from serving.model.timing import batch_sizes, has_bounded_time
 from serving.tensors import Tensor, TensorSignature
 from tests.proof.models import graph
-from tests.serving.model.graphs import save, two_layers
-from tests.support.fakes import TIMEOUT_S
+from tests.serving.model.graphs import node, rows_model, save, two_layers
+from tests.support.fakes import TIMEOUT_S, FakeClock
 
 BRIEF_S = 0.05
 
@@ -185,3 +185,36 @@ def test_steps_of_loading_have_their_limits(options, limits_s, tmp_path, monkeyp
     loaded = load_model(save(two_layers(), tmp_path, "net.onnx"), device="cpu", **options)
     assert found == limits_s
     assert loaded.backend == "onnxruntime"
+
+
+@pytest.mark.parametrize(
+    ("operator", "expected"),
+    [
+        *((each, False) for each in (
+            "Loop", "Scan", "If", "SequenceMap", "BeamSearch", "GreedySearch", "Sampling", "Range",
+            "ConstantOfShape", "Expand", "Tile", "Resize", "Upsample", "Pad", "OneHot",
+            "BlackmanWindow", "HammingWindow", "HannWindow", "MelWeightMatrix",
+            "NonMaxSuppression",
+        )),
+        ("Neg", True), ("Ifs", True), ("ATile", True),
+    ],
+)  # fmt: skip
+def test_time_of_an_operator_is_known_unless_it_gets_sizes_as_values(operator, expected):
+    onnx = rows_model(node(operator, ["x"], ["y"])).SerializeToString()
+    assert has_bounded_time(onnx) is expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "num_runs", "shortest_s"),
+    [
+        ([0.9, 0.8, 0.7], 1, 0.9), ([0.9, 0.8, 0.7], 3, 0.7),
+        ([0.9, 0.9, 0.5], 3, 0.5),  # its processor time is over then, and it counts
+        ([2.0, 2.5, 0.5], 3, 2.0), ([1.1, 1.0, 0.2], 1, 1.0), ([1.5, 1.4, 0.9], 1, 1.4),
+    ],
+)  # fmt: skip
+def test_shortest_of_some_runs_counts(seconds, num_runs, shortest_s, monkeypatch):
+    """One that is quick enough ends them, and twice the most of processor time does."""
+    clock, left = FakeClock(), [*seconds]
+    monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=clock, thread_time=clock))
+    found = timing._shortest_s(lambda: clock.advance(left.pop(0)), num_runs, 1.0)
+    assert found == pytest.approx(shortest_s)

@@ -77,3 +77,13 @@ def test_file_that_cannot_be_read_is_named(tmp_path):
     ):
         labels_of(tmp_path, b" " * 65_537)
     assert labels_of(tmp_path, b"{}" + b" " * 65_534) == ({}, 0.0)
+
+
+@pytest.mark.parametrize("size", [64 << 10, (64 << 10) + 1])
+def test_file_has_64_kibibytes_at_most(size, tmp_path):
+    content = b'{"stable": "3"}'.ljust(size)
+    if size > 64 << 10:
+        with pytest.raises(ConfigurationError, match=r"labels\.json"):
+            labels_of(tmp_path, content)
+    else:
+        assert labels_of(tmp_path, content) == ({"stable": "3"}, 0.0)

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
@@ -192,3 +194,147 @@ def test_layers_are_left_out_until_little_is_lost():
     assert left_out(found, 0.75) == [("a",), ("a", "b"), ("a", "b", "c")]
     assert left_out(found, 0.25) == [("a",)]
     assert left_out([], 0.5) == []
+
+
+def test_relus_that_rounding_makes_needless_are_kept_only_if_asked(tmp_path):
+    make = maker(tmp_path, reader(softmax=False), calls()).make
+    kept = operators(make(Candidate(kind="int8"), keeps_activations=True))
+    assert kept.count("Relu") > operators(make(Candidate(kind="int8"))).count("Relu") == 0
+
+
+def switch(name, *more):
+    return [node(name, ["x"], ["inner"], name="last"),
+            *[node(each, ["inner"], ["y"], name="behind") for each in more]]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("nodes", "kept"),
+    [
+        *((switch(last, each), {"last", "behind"})
+          for last in ("Softmax", "Sigmoid")
+          for each in ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose",
+                       "Unsqueeze")),
+        (switch("Softmax", "Neg"), set()), (switch("Relu", "Cast"), set()),
+    ],
+    ids=lambda each: "-".join(one.op_type for one in each) if isinstance(each, list) else None,
+)  # fmt: skip
+def test_probabilities_and_what_passes_them_on_stay_fp32(nodes, kept):
+    made = graph_model(nodes, [value("x", "FP32", ["N", 4])], [value("y", "FP32", None)])
+    assert {*candidates._probability_nodes(made)} == kept
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "is_wild", "is_narrow"),
+    [
+        (-1.0, 1.0, False, False), (0.0, 1e17, False, False), (-1e18, 0.0, True, False),
+        (-np.inf, 0.0, True, False), (1000.0, 1001.0, False, True), (1000.0, 1001.1, False, False),
+        (-1001.0, -1000.0, False, True),
+    ],
+)  # fmt: skip
+def test_range_of_masks_is_wild_and_that_of_numbers_alike_narrow(low, high, is_wild, is_narrow):
+    found = SimpleNamespace(range_value=(np.float32(low), np.float32(high)))
+    assert candidates._is_wild(found) == is_wild
+    if np.isfinite([low, high]).all():
+        assert candidates._is_narrow(found) == is_narrow
+
+
+@pytest.fixture
+def quantizers(monkeypatch):
+    """What ONNX Runtime's quantizers are asked for."""
+    from onnxruntime.quantization import calibrate, qdq_quantizer
+
+    asked = SimpleNamespace(calibrators=[], static=[], dynamic=[], errors=[])
+    calibrator, static = calibrate.create_calibrator, qdq_quantizer.QDQQuantizer
+
+    def create_calibrator(file, operators, **options):
+        asked.calibrators.append(options)
+        return calibrator(file, operators, **options)
+
+    def quantizer(*given):
+        asked.static.append(given)
+        if asked.errors:
+            raise asked.errors.pop()
+        return static(*given)
+
+    monkeypatch.setattr(calibrate, "create_calibrator", create_calibrator)
+    monkeypatch.setattr(qdq_quantizer, "QDQQuantizer", quantizer)
+    monkeypatch.setattr(
+        "onnxruntime.quantization.quantize_dynamic",
+        lambda *given, **options: asked.dynamic.append((given, options)),
+    )
+    return asked
+
+
+def test_ranges_are_calibrated_once_in_the_folder(quantizers, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    made = maker(tmp_path, reader(softmax=False), calls(3))
+    for calibration in ("percentile", "minmax"):
+        made.make(Candidate(kind="int8", calibration=calibration))
+    path = str(tmp_path / "made" / "ranges-{}.onnx")
+    methods = [each.pop("calibrate_method").name for each in quantizers.calibrators]
+    assert methods == ["MinMax", "Percentile"]
+    assert quantizers.calibrators == [
+        {"augmented_model_path": path.format("minmax"), "extra_options": {}},
+        {"augmented_model_path": path.format("percentile"), "extra_options": {"percentile": 99.99}},
+    ]  # fmt: skip
+    assert not [*(tmp_path / "here").iterdir()]
+    assert not [*(tmp_path / "made").glob("ranges-*")]
+
+
+PLAIN = {"ActivationSymmetric": False, "WeightSymmetric": True,
+         "QDQKeepRemovableActivations": False}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("candidate", "is_reduced", "kinds", "kept", "options"),
+    [
+        (Candidate(kind="int8"), False, ["QInt8", "QUInt8"], [], PLAIN),
+        (Candidate(kind="int8", has_reduced_range=True, kept=("one",)), True, ["QInt8", "QUInt8"],
+         ["one"], PLAIN),
+        (Candidate(kind="int8", activations="s8"), False, ["QInt8", "QInt8"], [],
+         {**PLAIN, "ActivationSymmetric": True}),
+    ],
+)  # fmt: skip
+def test_static_quantizer_is_asked_as_the_candidate_says(
+    candidate, is_reduced, kinds, kept, options, quantizers, tmp_path
+):
+    made = maker(tmp_path, reader(softmax=False), calls(3))
+    made.make(candidate)
+    ((_, by_channel, reduced, *types, _, _, left, operators, found),) = quantizers.static
+    assert (by_channel, reduced, [each.name for each in types], left, found) == (
+        True, is_reduced, kinds, kept, options,
+    )  # fmt: skip
+    assert {"Conv", "MatMul", "Gemm", "MaxPool"} <= {*operators}
+    made.make(Candidate(kind="int8", only_products=True), keeps_activations=True)
+    *_, operators, found = quantizers.static[-1]
+    assert sorted(operators) == ["Conv", "ConvTranspose", "Gemm", "MatMul"]
+    assert found == {**PLAIN, "QDQKeepRemovableActivations": True}
+
+
+def test_bias_that_has_one_scale_is_not_adjusted(quantizers, tmp_path):
+    quantizers.errors.append(ValueError("of a bias"))
+    maker(tmp_path, reader(softmax=False), calls(3)).make(Candidate(kind="int8"))
+    first, second = (given[-1] for given in quantizers.static)
+    assert (first, second) == (PLAIN, {**PLAIN, "QDQDisableWeightAdjustForInt32Bias": True})
+
+
+def test_weights_of_8_bits_are_in_blocks_of_128_and_computed_with_bytes(tmp_path):
+    made = onnx.load(maker(tmp_path, reader(softmax=False), []).make(Candidate(kind="nbits")))
+    (found,) = [each for each in made.graph.node if each.op_type == "MatMulNBits"]
+    facts = {each.name: each.i for each in found.attribute}
+    assert (facts["bits"], facts["block_size"], facts["accuracy_level"]) == (8, 128, 4)
+    assert len([name for name in found.input if name]) == 3, "no zero points: it is symmetric"
+
+
+@pytest.mark.parametrize(("features", "is_reduced"), [("avx_vnni", False), ("avx2", True)])
+def test_dynamic_quantizer_has_weights_that_the_processor_adds(
+    features, is_reduced, quantizers, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(candidates, "processor", lambda: f"flags : {features}")
+    made = maker(tmp_path, reader(softmax=False), [])
+    target = made.make(Candidate(kind="dynamic"))
+    (((given, written), options),) = quantizers.dynamic
+    assert (given, written) == (str(made.file), str(target))
+    assert options.pop("weight_type").name == "QInt8"
+    assert options == {"per_channel": True, "reduce_range": is_reduced}

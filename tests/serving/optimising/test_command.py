@@ -261,3 +261,18 @@ def test_candidate_that_is_batched_otherwise_than_fp32_says_so():
     passing = replace(changed, chosen=None, is_batched=False)
     assert report.cells(passing)[0][-1] == "not batched"
     assert report.cells(passing)[1][-1] == "passes"
+
+
+def test_page_has_headings_and_ticks_for_each_agreement(tmp_path):
+    text = page.render(outcome())
+    assert re.findall(r">([\d.]+ %)</text>", text) == ["50 %", "90 %", "99 %", "99.9 %", "99.99 %"]
+    headings = re.findall(r"<th[^>]*>([a-z ]+)</th>", text.partition("</thead>")[0])
+    assert headings == [
+        "candidate", "gain alone", "gain with many callers", "size", "agreement", "outcome",
+    ]  # fmt: skip
+    folder = tmp_path / "some" / "new"
+    for _ in range(2):
+        assert page.write(outcome(), GateLimits(), folder).is_file()
+    document = json.loads((folder / "<net>.json").read_text())
+    assert document["limits"]["most_loss"] == 0.002
+    assert '\n  "name": "<net>"' in (folder / "<net>.json").read_text()

@@ -1,11 +1,15 @@
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
 from serving.errors import ConfigurationError
-from serving.model.agreement import AgreementLimits
+from serving.model.agreement import Agreement, AgreementLimits
 from serving.optimising.gate import (
     Gate,
     GateLimits,
+    GateVerdict,
+    Loss,
     comparison_of,
     interval,
     labelled_output,
@@ -180,3 +184,67 @@ def test_score_decides_in_place_of_outputs(tmp_path):
 
 def test_number_of_samples_says_what_it_shows():
     assert shown_by(60).endswith("leave room for 5 % other answers")
+
+
+def test_verdict_says_all_that_was_found():
+    loss = Loss(num=1000, accuracy=0.9, fp32_accuracy=0.925, low=-0.001, high=0.05)
+    near = Agreement(output="y", kind="values", num=9, cosine=0.9, error=0.05)
+    share = Agreement(output="z", kind="classes", num=9, equal=0.95)
+    verdict = GateVerdict(
+        reason="", agreements=(share, near), loss=loss, score=0.5, fp32_score=0.75
+    )
+    assert str(verdict) == (
+        "score 0.5 (fp32 0.75), loss 2.5 points (-0.1 to 5), cosine 0.9000, error 5 %"
+    )
+    assert verdict.agreement == 0.9
+    assert GateVerdict(reason="", agreements=(share,)).agreement == 0.95
+    assert str(GateVerdict(reason="why")) == ""
+    assert asdict(GateLimits()) == {
+        "agreement": asdict(AgreementLimits()), "most_loss": 0.002, "most_interval": 0.01,
+    }  # fmt: skip
+
+
+def test_refusal_has_the_figures_that_were_found():
+    """Whatever it is for."""
+    first, answers = gate()
+    wanted = one_hot(answers)
+    lost = first.judge(changed(answers, range(3)))
+    assert (len(lost.agreements), lost.score, lost.fp32_score) == (1, None, None)
+    assert lost.loss is not None
+    assert (lost.loss.num, lost.loss.accuracy, lost.loss.fp32_accuracy) == (1000, 0.997, 1.0)
+    shrunk = first.judge([{"y": each["y"] * np.float32(0.996)} for each in wanted])
+    assert shrunk.loss is not None
+    assert (len(shrunk.agreements), shrunk.loss.accuracy, shrunk.needs_samples) == (1, 1.0, False)
+    plain = Gate(samples(), wanted, comparison_of(wanted, AgreementLimits()))
+    refused = plain.judge(changed(answers, range(11)))
+    (agreement,) = refused.agreements
+    assert (agreement.equal, refused.loss, refused.needs_samples) == (0.989, None, False)
+    scored = Gate(samples(), wanted, comparison_of(wanted, AgreementLimits()),
+                  score=lambda answers, given: len(answers) / 4)  # fmt: skip
+    found = scored.judge(wanted)
+    assert (found.reason, found.score, found.fp32_score) == ("", 250.0, 250.0)
+    assert (len(found.agreements), found.loss, found.needs_samples) == (1, None, False)
+
+
+@pytest.mark.parametrize(("num_wrong", "is_hopeless"), [(50, False), (51, True)])
+def test_answers_five_times_beyond_the_limits_are_hopeless(num_wrong, is_hopeless):
+    classes = np.arange(NUM) % 10
+    wanted = one_hot(classes)
+    first = Gate(samples(), wanted, comparison_of(wanted, AgreementLimits()))
+    assert first.is_hopeless(changed(classes, range(num_wrong)), 5.0) == is_hopeless
+    scored = Gate(samples(), wanted, first.comparison, score=lambda answers, given: 0.0)
+    assert not scored.is_hopeless(changed(classes, range(NUM)), 5.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "far", "is_hopeless"), [(0.09, 5.0, False), (0.11, 5.0, True), (0.11, 6.0, False)]
+)
+def test_numbers_that_far_off_are_hopeless(error, far, is_hopeless):
+    wanted = [{"y": np.float64([[1.0, -1.0, 1.0, -1.0]])}] * 4
+    answers = [{"y": each["y"] * (1 + error)} for each in wanted]
+    first = Gate(samples(4), wanted, comparison_of(wanted, AgreementLimits()))
+    assert first.is_hopeless(answers, far) == is_hopeless
+    turned = [{"y": np.float64([[1.0, -1.0, 1.0, 1.0]])}] * 4
+    loose = Gate(samples(4), wanted, comparison_of(wanted, AgreementLimits(most_error=1)))
+    assert loose.is_hopeless(turned, 5.0)
+    assert not loose.is_hopeless(turned, 101.0)

@@ -134,3 +134,33 @@ def test_files_that_are_none_are_refused(tmp_path):
     ):
         with pytest.raises(ConfigurationError, match=reason):
             read_samples(tmp_path / name, ROWS)
+
+
+def test_all_files_of_a_folder_have_labels_or_none_has(tmp_path):
+    written(tmp_path, "1.npz", x=drawn(3, 4), labels=[0, 1, 2])
+    written(tmp_path, "2.npz", x=drawn(2, 4) + 9)
+    with pytest.raises(ConfigurationError, match=r"2\.npz: expected labels, as the files before"):
+        read_samples(tmp_path, ROWS)
+    written(tmp_path, "0.npz", x=drawn(2, 4) + 5)
+    (tmp_path / "2.npz").unlink()
+    with pytest.raises(ConfigurationError, match=r"1\.npz: labels, which the files before it lack"):
+        read_samples(tmp_path, ROWS)
+
+
+def test_some_of_the_samples_are_whole():
+    given = {"x": drawn(5, 4), "labels": np.arange(5), "boxes": np.arange(10).reshape(5, 2)}
+    samples = read_samples(given, ROWS)
+    some = samples.take([3, 1])
+    assert [call["x"].tolist() for call in some.calls] == [
+        given["x"][[at]].tolist() for at in (3, 1)
+    ]
+    assert some.labels is not None
+    assert some.labels.tolist() == [3, 1]
+    assert [each["boxes"].tolist() for each in some.others] == [[6, 7], [2, 3]]
+    assert (some.digest, some.num_copies, len(some)) == (samples.digest, 0, 2)
+
+
+def test_only_input_may_have_any_name():
+    x = drawn(3, 4)
+    samples = read_samples({"data": x}, ROWS)
+    assert [call["x"].tolist() for call in samples.calls] == [[row] for row in x.tolist()]

@@ -1,14 +1,16 @@
 """Pictures that would take too much are refused before they are decoded, by each way."""
 
 import io
+import logging
 import os
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from serving.errors import InvalidRequest, TooLarge
-from serving.pictures import decoder
+from serving.pictures import decoder, reader
 from serving.pictures.decoder import read_bytes, read_colours, read_page, read_pixels
 from serving.pictures.reader import read_or_reason
 from tests.support.pictures import encoded
@@ -143,3 +145,65 @@ def test_page_has_the_size_of_the_picture_upright(orientation, size):
     assert page.grey.shape == size[::-1]
     assert page.grey.dtype == np.float32
     assert (page.grey == 7).all()
+
+
+def test_pieces_are_counted_one_by_one(monkeypatch):
+    monkeypatch.setattr(decoder, "MAX_READS", 2)
+    bounded = decoder._Bounded(io.BytesIO(b"abc"))
+    assert [bounded.read(1), bounded.read(1)] == [b"a", b"b"]
+    with pytest.raises(TooLarge):
+        bounded.read(1)
+    assert bounded.tell() == 2
+
+
+class Vast(io.BytesIO):
+    """A file that has so many bytes, of which none is there."""
+
+    size = 0
+
+    def seek(self, at, whence=0):
+        return self.size if whence == io.SEEK_END else super().seek(at, whence)
+
+
+def test_limits_are_those_of_the_page():
+    """80 million pixels, 256 MiB, 50,000 pieces; a side of 256 or 1,024 of them is looked at."""
+    assert (decoder.MAX_PIXELS, decoder.MAX_READS) == (80_000_000, 50_000)
+    file = Vast()
+    file.size = 256 << 20
+    assert read_bytes(file) == b""
+    file.size += 1
+    with pytest.raises(TooLarge, match=r"^expected at most 268435456 bytes$"):
+        read_bytes(file)
+    assert read_page(file_of("L", (2048, 4))).grey.shape == (2, 1024)
+    assert read_page(file_of("L", (2048, 8)), decoder.MAX_SIDE).grey.shape == (1, 256)
+
+
+def test_formats_are_those_that_this_pillow_reads(monkeypatch):
+    """In their order, and no others."""
+    known = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
+    monkeypatch.setattr(Image, "init", lambda: None)
+    monkeypatch.setattr(decoder, "find_spec", lambda name: None)
+    for lacking in ("", *known):
+        readable = dict.fromkeys({"ICO", "EPS", *known} - {lacking})
+        monkeypatch.setattr(Image, "OPEN", readable)
+        found = decoder.formats.__wrapped__()
+        assert found == tuple(each for each in known if each != lacking)
+
+
+def test_suffixes_of_pictures_in_a_folder():
+    assert {*reader.SUFFIXES} == {
+        ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".tif", ".tiff", ".bmp",
+        ".avif", ".heic", ".heif",
+    }  # fmt: skip
+
+
+def test_remarks_of_pillow_alone_are_silenced():
+    logger = logging.getLogger("PIL")
+    before = logger.level
+    with warnings.catch_warnings():
+        reader.silence_pillow()
+        action, _, category, module, _ = warnings.filters[0]
+    assert (action, category, logger.level) == ("ignore", Warning, logging.CRITICAL)
+    assert module.match("PIL.Image")
+    assert not module.match("serving.pictures")
+    logger.setLevel(before)

@@ -1,0 +1,126 @@
+"""A verdict: what it says of a proof and its check, and what becomes of their runs."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from serving.model import judging
+from serving.model.verdicts import Verdict
+from serving.proof import Mixes
+from serving.proof.check import Comparison, NotRun
+from serving.proof.onnx_file import parse_model
+from tests.serving.model.graphs import model, node, two_layers, value
+
+MIXES = Verdict("it mixes")
+
+
+@pytest.fixture
+def limited(monkeypatch):
+    """Have steps end as a test says; returns how, the options of their runs, and their limits."""
+    found = SimpleNamespace(outcomes=[], options=SimpleNamespace(terminate=False), asked=[])
+
+    def within(limit_s, work, on_slow):
+        on_slow()
+        found.asked.append(limit_s)
+        outcome = found.outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(judging, "within", within)
+    runtime = SimpleNamespace(RunOptions=lambda: found.options)
+    monkeypatch.setattr(judging, "runtime", lambda: runtime)
+    return found
+
+
+def judged():
+    made = two_layers()
+    return judging.within_limits("net version 3", made, b"", {}, None, 60.0, 10.0)
+
+
+SLOW = "model net version 3: {} goes on after 2 s; the limit is {} s of processor time"
+PROOF = SLOW.format("the proof that rows are independent", 60)
+CHECK = SLOW.format("the check by a run", 10)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "verdict", "limits_s", "lines"),
+    [
+        ([MIXES], MIXES, [60.0], [PROOF]),
+        ([object(), Verdict(None)], Verdict(None), [60.0, 10.0], [PROOF, CHECK]),
+    ],
+)
+def test_proof_and_check_have_a_limit_each_and_leave_no_run(
+    outcomes, verdict, limits_s, lines, limited, caplog
+):
+    caplog.set_level("INFO", "serving")
+    limited.outcomes += outcomes
+    assert judged() == verdict
+    assert limited.asked == limits_s
+    assert caplog.messages == lines
+    assert limited.options.terminate
+
+
+@pytest.mark.parametrize("before", [[], [object()]])
+def test_step_that_takes_too_long_leaves_no_run(before, limited, caplog):
+    caplog.set_level("INFO", "serving.model.judging")
+    limited.outcomes += [*before, TimeoutError("is not ready")]
+    with pytest.raises(TimeoutError, match=r"^the check by a run is not ready$"):
+        judged()
+    assert limited.options.terminate
+    assert caplog.messages == ["model net version 3: the check by a run is not ready"]
+
+
+class Check:
+    """A check that ends so."""
+
+    def __init__(self, outcome):
+        self.outcome = outcome
+
+    def run(self):
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+COMPARED = "checked by 9 runs: 3 tensors"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "verdict", "lines"),
+    [
+        (Comparison(3, 0, 9), Verdict(None), [COMPARED]),
+        (Comparison(3, 2, 9), Verdict(None, "2 of 5 tensors not checked by a run"), [COMPARED]),
+        (Mixes("y: it mixes"), Verdict("y: it mixes"), []),
+        (NotRun(),
+         Verdict("row independence is proved, but no drawn input can be run to check it"), []),
+        (IndexError("7"), Verdict("the check by a run failed: IndexError"),
+         ["the check by a run failed"]),
+    ],
+)  # fmt: skip
+def test_verdict_says_how_a_check_ended(outcome, verdict, lines, caplog):
+    caplog.set_level("DEBUG", "serving.model.judging")
+    check = Check(outcome)
+    assert judging.run(check) == verdict
+    assert caplog.messages == lines
+    has_trace = [bool(each.exc_info) for each in caplog.records]
+    assert has_trace == [isinstance(outcome, IndexError)] * len(lines)
+
+
+def test_check_that_is_ended_has_no_verdict():
+    with pytest.raises(TimeoutError):
+        judging.run(Check(TimeoutError()))
+
+
+def test_samples_are_eight_rows_of_the_only_input():
+    one = parse_model(two_layers().SerializeToString())
+    rows = np.arange(6).reshape(3, 2)
+    found = judging.samples_of(one, rows)
+    assert found is not None
+    assert found["x"].tolist() == [[0, 1], [2, 3], [4, 5]] * 2 + [[0, 1], [2, 3]]
+    assert [*found] == ["x"]
+    assert judging.samples_of(one, None) is None
+    sides = [value(name, "FP32", ["N", 2]) for name in "ab"]
+    two = model([node("Add", ["a", "b"], ["y"])], sides, [value("y", "FP32", ["N", 2])])
+    assert judging.samples_of(two, rows) is None

@@ -1,0 +1,202 @@
+"""How a version is loaded: defaults, the settings of a model and of who loads it, what is tried."""
+
+import errno
+import hashlib
+import inspect
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from serving.errors import ConfigurationError, CorruptModel
+from serving.model import loading, repository, verdicts
+from serving.model.loading import Loading, LoadOptions, load_model, settled
+from serving.model.manifest import Manifest
+from serving.model.settings import NO_SETTINGS
+from tests.serving.model.graphs import node, rows_model, save, two_layers
+
+FILE = Path("net.onnx")
+
+
+def test_version_is_loaded_like_this_where_nothing_is_said():
+    defaults = {
+        name: each.default for name, each in inspect.signature(load_model).parameters.items()
+        if each.default is not each.empty
+    }  # fmt: skip
+    assert defaults == {
+        "version": None, "device": "auto", "precision": "fp32", "max_batch_size": 512,
+        "limit_factor": 1.0, "is_described": False, "batching": None, "max_bytes": 2 << 30,
+        "num_threads": 1, "most_threads": 1, "tries_file": False, "name": "",
+    }  # fmt: skip
+    assert asdict(LoadOptions()) == {
+        "device": "auto", "precision": "fp32", "settings": asdict(NO_SETTINGS),
+        "max_batch_size": 512, "limit_factor": 1.0, "is_described": False, "max_bytes": 2 << 30,
+        "most_threads": 1, "tries_file": False, "name": "",
+    }  # fmt: skip
+    assert (LoadOptions().build_s, LoadOptions().check_s) == (60.0, 10.0)
+    batch = LoadOptions(limit_factor=loading.BATCH_LIMIT_FACTOR)
+    assert (batch.build_s, batch.check_s) == (360.0, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "own", "batching", "num_threads", "expected", "most_threads"),
+    [
+        ({}, {}, None, 1, {"num_threads": 1}, 4), ({}, {}, None, 2, {"num_threads": 2}, 1),
+        ({}, {"num_threads": 3}, None, 2, {"num_threads": 3}, 1),
+        ({}, {"num_threads": 1}, None, 1, {"num_threads": 1}, 1),
+        ({}, {"batching": "never"}, "always", 1, {"batching": "always", "num_threads": 1}, 4),
+        ({}, {"batching": "never"}, None, 1, {"batching": "never", "num_threads": 1}, 4),
+        ({}, {"device": "cuda"}, None, 1, {"device": "cuda", "num_threads": 1}, 4),
+    ],
+)  # fmt: skip
+def test_settings_of_a_model_and_of_who_loads_it_are_put_together(
+    options, own, batching, num_threads, expected, most_threads
+):
+    given = LoadOptions(most_threads=4, settings=replace(NO_SETTINGS, **own), **options)
+    assert settled(given, FILE, batching, num_threads) == replace(
+        given, device=own.get("device", "auto"), most_threads=most_threads,
+        settings=replace(NO_SETTINGS, **{**own, **expected}),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "device"),
+    [({}, "cuda"), ({"device": "cpu"}, "cpu"), ({"precision": "int8"}, "auto")],
+)
+def test_device_of_a_model_is_used_where_none_is_named(options, device):
+    """And not for int8, which runs on the CPU."""
+    given = LoadOptions(settings=replace(NO_SETTINGS, device="cuda"), **options)
+    assert settled(given, FILE, None, 1).device == device
+
+
+@pytest.mark.parametrize(("name", "shown"), [("", "net.onnx"), ("mine", "mine")])
+def test_settings_without_a_meaning_here_are_named(name, shown, caplog):
+    caplog.set_level("INFO", "serving.model.loading")
+    given = LoadOptions(settings=replace(NO_SETTINGS, ignored=("a", "b.c")), name=name)
+    settled(given, FILE, None, 1)
+    assert caplog.messages == [f"model {shown}: config.pbtxt: not used here: a, b.c"]
+
+
+def test_versions_are_tried_as_a_server_chooses_its_default(monkeypatch):
+    asked = []
+    labels = SimpleNamespace(found={"stable": "3", "canary": "4"})
+    found = ["12", "2", "1"]
+    monkeypatch.setattr(loading, "read_labels", lambda place: (labels.found, 0.0))
+    monkeypatch.setattr(repository, "versions", lambda place: found)
+    monkeypatch.setattr(loading, "find_signature", lambda *given, **more: (given, more))
+
+    def unaccepted(place, versions, read):
+        asked.append((place, versions, read("2")))
+        return {"12": "why"}
+
+    monkeypatch.setattr(loading, "unaccepted", unaccepted)
+
+    def candidates(**own):
+        return [*loading._candidates(FILE, "fp32", replace(NO_SETTINGS, **own)).items()]
+
+    assert candidates() == [("3", "")]
+    labels.found = {"canary": "4"}
+    assert candidates(versions="2,12,1,2") == [("12", ""), ("2", ""), ("1", "")]
+    assert not asked
+    assert candidates(versions="all", file_name="a.onnx") == [("12", "why"), ("2", ""), ("1", "")]
+    read = (FILE, "2"), {"precision": "fp32", "file_name": "a.onnx"}
+    assert asked == [(FILE, found, read)]
+    found[:] = ["7"]
+    assert candidates(versions="latest") == candidates() == [("7", "")]
+
+
+def test_loaded_model_has_what_its_file_and_its_settings_say(tmp_path):
+    path = save(two_layers(), tmp_path, "net.onnx")
+    (tmp_path / "config.pbtxt").write_text("max_batch_size: 7")
+    model = load_model(path, device="cpu", name="mine")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (model.precision, model.is_proved, model.output_step) == ("fp32", True, 0.0)
+    assert model.verdict_key == verdicts.key_of(digest, {})
+    assert model.settings == replace(
+        NO_SETTINGS, max_batch_size=7, has_batch_axis=True, num_threads=1
+    )
+    assert (model.labels, model.answers, model.class_labels) == ((), None, ())
+    assert model.batching == "batching on: row independence proved"
+    assert model.sample_shapes == {"x": (1, 4)} or model.sample_shapes == {"x": (8, 4)}
+    manifest = model.manifest
+    assert (manifest.name, manifest.version, manifest.golden) == ("mine", "1", None)
+    assert manifest.digests == {"net.onnx": digest, "model.onnx": digest}
+    assert model.inline_rows > 0
+
+
+@pytest.mark.parametrize(("mode", "level"), [("auto", logging.INFO), ("always", logging.WARNING)])
+def test_line_on_batching_is_a_warning_where_the_operator_insists(mode, level, tmp_path, caplog):
+    caplog.set_level("INFO", "serving.model.loading")
+    mixing = rows_model(node("ReduceMax", ["x"], ["m"]), node("Div", ["x", "m"], ["y"]))
+    load_model(save(mixing, tmp_path, "net.onnx"), device="cpu", batching=mode)
+    ((name, found, text),) = caplog.record_tuples
+    assert (name, found) == ("serving.model.loading", level)
+    assert text.startswith("model net version 1: batching o")
+
+
+def test_step_that_fails_ends_the_runs_that_go_on(tmp_path):
+    loaded = Loading(tmp_path / "none.onnx", "1", LoadOptions())
+    with pytest.raises(Exception, match="there is no file"):
+        loaded.read()
+    assert loaded._run_options.terminate
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (TimeoutError("is not ready"), CorruptModel("version 3 is not ready")),
+        (ConfigurationError("own"), ConfigurationError("own")),
+        (OSError(errno.EIO, "x" * 400),
+         CorruptModel("version 3 can't be loaded: " + f"OSError: [Errno 5] {'x' * 400}"[:300])),
+        (KeyboardInterrupt(), KeyboardInterrupt()),
+    ],
+)  # fmt: skip
+def test_failure_is_as_callers_expect_it(error, expected):
+    found = loading._failure("3", error)
+    assert (type(found), str(found)) == (type(expected), str(expected))
+
+
+def test_version_needs_a_manifest_unless_it_is_said(tmp_path):
+    (tmp_path / "1").mkdir()
+    save(two_layers(), tmp_path / "1")
+    with pytest.raises(CorruptModel, match="manifest"):
+        repository.load(tmp_path, "1")
+    manifest, onnx, weights = repository.load(tmp_path, "1", is_described=False)
+    digest = hashlib.sha256(onnx).hexdigest()
+    assert (manifest.digests, weights) == ({"model.onnx": digest}, {})
+
+
+def test_what_is_true_of_a_model_is_found_once(tmp_path, monkeypatch):
+    """What is not so is found again: the machine may have been busy."""
+    monkeypatch.setenv(verdicts.VARIABLE, str(tmp_path / "a" / "b"))
+    outcomes = [False, True]
+    found = [loading._kept("key", "gains", lambda: outcomes.pop(0)) for _ in range(3)]
+    assert found == [False, True, True]
+    assert not loading._kept("other", "gains", lambda: False)
+    assert not loading._kept("key", "another fact", lambda: False)
+    (file,) = (tmp_path / "a" / "b").iterdir()
+    assert file.suffix == ".json"
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("is_bundled", [False, True])
+def test_files_have_their_digests_and_what_is_known_of_them(is_bundled, monkeypatch, caplog):
+    """A manifest is believed where its file came with an installed application."""
+    verdict = verdicts.Verdict(None)
+    monkeypatch.setattr(loading, "_bundled_verdicts", lambda: {"aa": verdict})
+    manifest = replace(
+        Manifest.of_graph("net", "3", {"model.onnx": "aa", "model.int8.onnx": "cc", "w": "bb"}),
+        unknown=("x", "y"), verdicts={"model.onnx": verdict} if is_bundled else {},
+    )  # fmt: skip
+    weights = {"w": b"1234"}
+    found = loading._files_of(manifest, b"graph", weights, "fp32")
+    assert found == (
+        manifest, b"graph", weights, ("aa", "bb"), verdicts.key_of("aa", {"w": "bb"}),
+        verdict if is_bundled else None, is_bundled,
+    )  # fmt: skip
+    assert caplog.messages == ["model net version 3: manifest.json: not known here: x, y"]
+    other = loading._files_of(replace(manifest, unknown=()), b"graph", {}, "int8")
+    assert (other.digests, other.is_bundled, other.verdict) == (("cc",), False, None)
+    assert len(caplog.messages) == 1
