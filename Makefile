@@ -103,7 +103,7 @@ test-deploy: $(INSTALLED) .venv-edge/.installed .venv-ray/.installed  ## the fil
 	deploy/check
 	$(RUN) -m pytest -q -m deploy tests/deploy
 
-test-packaging: $(INSTALLED)  ## build wheel and sdist, install each extra apart and use it (2 min)
+test-packaging: $(INSTALLED)  ## build wheel and sdist, install each extra apart and use it (7 min)
 	$(RUN) -m pytest -q -m packaging tests/packaging
 
 lint: $(INSTALLED)  ## ruff and mypy

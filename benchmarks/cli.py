@@ -51,10 +51,10 @@ targets:
   NAME=oip://HOST:PORT  a server of the Open Inference Protocol (Triton, KServe) with the same model
   NAME=checkout:DIR     our server in another checkout; NAME-infer calls its ModelInfer
 
-SingleStream, Server and Offline are called as in MLPerf; runs are far shorter, so these are no
-MLPerf results. Server searches the highest rate with p99 within --latency-slo, latency counted from
-the intended send time. Targets that can't run here
-are reported as not measured.
+SingleStream, Server and Offline are named as in MLPerf; runs are far shorter, and Offline has eight
+calls in flight that repeat one request, so these are no MLPerf results. Server searches the highest
+rate with p99 within --latency-slo, latency counted from the intended send time. Targets that can't
+run here are reported as not measured.
 """
 DONE, FAILED, UNUSABLE = 0, 1, 2
 """Exit codes: done; failed; the command or a file can't be used."""

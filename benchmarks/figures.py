@@ -20,8 +20,13 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    @property
+    def is_of_one_round(self) -> bool:
+        """Whether there was but one, so that its range is unknown."""
+        return math.isinf(self.high)
+
     def __str__(self) -> str:
-        if math.isinf(self.high):
+        if self.is_of_one_round:
             return f"{self.estimate:.3g} ×, one round"
         return f"{self.estimate:.3g} ×, {self.low:.3g} to {self.high:.3g}"
 
@@ -106,7 +111,8 @@ class Figures:
 
     def cost_us(self, cell: Cell) -> float | None:
         """Return the target's processor time for a row, in microseconds, at the median."""
-        costs = [s.cpu_us_per_call / s.batch for s in self.valid(cell) if s.cpu_us_per_call]
+        costs = [(s.cpu_us_per_call or 0.0) / s.batch for s in self.valid(cell)]
+        costs = [cost for cost in costs if cost > 0]  # less, where it could not be read at the end
         return median(costs) if costs else None
 
     def gain(self, cell: Cell) -> Interval | None:

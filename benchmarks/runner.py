@@ -1,6 +1,6 @@
 """Runs a suite: opens every target, measures all in turn, round after round.
 
-Three scenarios are called as in MLPerf Inference:
+Three scenarios are named as in MLPerf Inference:
 
     SingleStream  one row a call, one call at a time        its figure: 90th percentile latency
     Server        calls arrive by themselves (open loop)    highest rate with p99 <= objective
@@ -65,7 +65,7 @@ _ATTEMPTS, _FAILURES, _SEARCH_CALLERS = 4, 2, 64
 _FULL_CALLERS, _FULL_CONNECTIONS = 256, 8
 """The closed loop whose rate Load and Overload multiply: it keeps any target busy."""
 _HIGHEST_RATE = 100_000.0
-"""Calls a second beyond which no search goes: no generator here can send more."""
+"""Calls a second beyond which no search goes."""
 _PARALLEL_CALLS = 8
 """In Offline."""
 _WINDOW_S, _STEADY = 1.0, 0.05

@@ -192,7 +192,8 @@ def swap(figures: Figures) -> ReportTable:
         rows.append([cell.spec.client, str(cell.callers), mine[0], other[0], ratio, *pairs])
     note = (
         "The same program before and after the server is changed: a thread for each caller of one "
-        "process, with AsyncClient a task. With 64 callers most clients fill their own core."
+        "process, with AsyncClient a task. Each repeats one call. With 64 callers most "
+        "clients fill their own core."
     )
     return ReportTable("What a swap brings", note, rows)
 
@@ -234,7 +235,10 @@ def costs(figures: Figures) -> ReportTable:
         cost = short(figures.cost_us(cell))
         words = name_of(spec), model, protocol_of(spec.target), shape_of(cell)
         rows.append([*words, cost, used, took])
-    note = "Processor time with 64 callers; memory (PSS) of all its processes after the last round."
+    note = (
+        "Processor time with 64 callers; memory (PSS) of all its processes after the last round. "
+        "Of one start: the ready line of digit-serving, others' first answer, asked for each 0.2 s."
+    )
     return ReportTable("Cost", note, rows)
 
 

@@ -49,7 +49,8 @@ class BatchingConfig:
     max_queue_delay_s: float = 0.0
     """Seconds to wait for more rows of a batch; with 0, batches grow only while it is busy."""
     queue_capacity: int = 16_384
-    """The most rows that wait, at least those of one request. Further requests are rejected."""
+    """The most rows that wait in each of a version's three queues, at least those of one request.
+    Further requests are rejected; those of callers with few rows once there are twice as many."""
     slo_s: float = math.inf
     """Time such as 5ms within which accepted requests are to be answered, in seconds; requests that
     would wait longer are rejected at once."""

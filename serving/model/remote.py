@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from serving.errors import ConfigurationError, ModelNotFound, ServingError, Unavailable
+from serving.model.agreement import GOLDEN_FILE
 from serving.model.manifest import MANIFEST
 from serving.model.repository import CLASSIFIER, LABELS
 from serving.model.settings import SETTINGS
@@ -35,8 +36,9 @@ MAX_BYTES = 16 << 30
 """The most bytes of a repository that are copied."""
 MAX_FILE_BYTES = 2 << 30
 """The largest file: protobuf, and so ONNX, has no larger messages."""
-_NAMES = rf"{re.escape(MANIFEST)}|{MARK}|[^/.][^/]*\.(?:onnx|onnx[._]data|data|bin|weights)"
-"""Graphs, and the files with weights that exporters write beside them."""
+_FACTS = "|".join(map(re.escape, (MANIFEST, GOLDEN_FILE, MARK)))
+_NAMES = rf"{_FACTS}|[^/.][^/]*\.(?:onnx|onnx[._]data|data|bin|weights)"
+"""What a version says of itself; graphs, and the files with weights that exporters write beside."""
 _BESIDE = "|".join(map(re.escape, (LABELS, CLASSIFIER, SETTINGS)))
 _PATH = re.compile(rf"[^/.][^/]*/(?:[1-9][0-9]{{0,8}}/(?:{_NAMES})|{_BESIDE})")
 _PLAIN_HTTP = re.compile("(^|::)http://")

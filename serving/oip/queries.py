@@ -27,8 +27,8 @@ _PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "python": "python"}
 """As Triton names them, by the backend."""
 _EXTENSIONS = ("model_configuration", "statistics")
 """Only complete extensions: of "schedule_policy" there is the timeout, but no priority."""
-_FOLDERS = re.compile(r"(?<![\w.])/(?:[^/\s]+/)*")
-"""Folders of this machine before the name of a file, which callers need not know."""
+_FOLDERS = re.compile(r"(?<![\w.])(?<!:/)/(?!/)(?:[^/\s]+/)*")
+"""Folders of this machine before the name of a file, which callers need not know; not of a URL."""
 _version = cache(installation.version)
 
 

@@ -301,9 +301,8 @@ def plain_values(tensor: Tensor, array: Array) -> Any:
         InvalidRequest: it has bytes in place of texts, which are no text.
     """
     if array.dtype.kind != "O":
-        if not array.ndim:
-            return array.tolist()
-        return array.astype(np.float32) if array.dtype == np.float16 else array
+        plain = array.astype(np.float32) if array.dtype == np.float16 else array
+        return plain if array.ndim else single_values(plain.ravel())[0]
     found = np.empty(array.shape, object)
     texts = map(_base64_of if tensor.is_binary else partial(_text_of, tensor.name), array.flat)
     found.ravel()[:] = [*texts]

@@ -110,11 +110,19 @@ class Activity(NamedTuple):
     def of(cls, pid: int) -> "Activity":
         """Look at a process."""
         try:
-            threads = [_stat(path / "stat") for path in Path(f"/proc/{pid}/task").iterdir()]
+            threads = [*Path(f"/proc/{pid}/task").iterdir()]
             ticks = sum(map(int, _stat(Path(f"/proc/{pid}/stat"))[11:13]))
-        except OSError:  # it has ended, or a thread of it has
+        except OSError:  # it has ended
             return cls()
-        return cls(ticks / os.sysconf("SC_CLK_TCK"), any(stat[0] in "RD" for stat in threads))
+        states = map(_state, threads)
+        return cls(ticks / os.sysconf("SC_CLK_TCK"), any(state in "RD" for state in states))
+
+
+def _state(thread: Path) -> str:
+    """Return a thread's state; Z, as of what waits for nothing, if it has ended meanwhile."""
+    with suppress(OSError):
+        return _stat(thread / "stat")[0]
+    return "Z"
 
 
 def _stat(path: Path) -> list[str]:

@@ -228,10 +228,8 @@ def test_shorter_tail_of_a_slower_server_is_said():
     )  # fmt: skip
     text = report.summary(Figures(kept))
     assert "| `digits` | 3 × Triton | – | – |" in text
-    assert (
-        "Others with a shorter p99: Triton with digits, gRPC, 8 × 8 (2.99 ms beside 4.02 ms)."
-        in text
-    )
+    said = "Triton with digits, gRPC, 8 × 8 (2.99 ms beside 4.02 ms)"
+    assert f"Where another server's p99 is shorter by 5% or more: {said}." in text
 
 
 def test_range_of_all_callers_is_beside_the_fastest_of_each():
@@ -343,3 +341,42 @@ def test_names_beside_lines_are_never_on_each_other(number):
     assert all(frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
     heights = [box.y0 for box in boxes]
     assert heights == sorted(heights)  # as their lines
+
+
+def measured(target, number, calls_per_s, cpu_us=100.0):
+    return sample(
+        Spec(target=target), "ClosedLoop", number=number, calls_per_s=calls_per_s, callers=64,
+        connections=8, model="digits", cpu_us=cpu_us,
+    )  # fmt: skip
+
+
+def test_range_has_no_ratio_of_one_round_beside_others():
+    def shape(target, callers, number, calls_per_s):
+        made = measured(target, number, calls_per_s)
+        return replace(made, callers=callers, connections=callers)
+
+    kept = results(
+        *(shape("h2-infer", callers, n, 6000) for callers in (1, 8) for n in range(3)),
+        *(shape("triton", 1, n, 3000) for n in range(3)), shape("triton", 8, 0, 100),
+    )  # fmt: skip
+    assert "| `digits` | 2 × Triton | – | – |" in report.summary(Figures(kept))
+    kept.samples = [each for each in kept.samples if each.callers == 8]
+    assert "| `digits` | 60 × Triton | – | – |" in report.summary(Figures(kept))
+
+
+@pytest.mark.parametrize(("slowest", "is_named"), [(990, True), (1000, False)])
+def test_loss_in_one_round_is_named(slowest, is_named):
+    kept = results(
+        *(measured("h2-infer", n, rate) for n, rate in enumerate((slowest, 1200, 1300))),
+        *(measured("triton", n, 1000) for n in range(3)),
+    )
+    text = report.summary(Figures(kept))
+    assert ("Triton with digits, gRPC, 8 × 8 (1.2 ×, 0.99 to 1.3)" in text) == is_named
+
+
+def test_cost_that_could_not_be_read_counts_for_nothing():
+    runs = [measured("h2-infer", n, 1000, cost) for n, cost in enumerate((-590.0, 61.5, 62.5))]
+    figures = Figures(results(*runs))
+    assert figures.cost_us(runs[0].cell) == 62.0
+    figures = Figures(results(measured("h2-infer", 0, 1000, -590.0)))
+    assert figures.cost_us(runs[0].cell) is None

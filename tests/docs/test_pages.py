@@ -57,7 +57,8 @@ IN_A_CLONE = [
     ROOT / "serving" / "http2" / "README.md",
     ROOT / "serving" / "proof" / "README.md",
 ]
-_LINK = re.compile(r"\]\((?![a-z]+:)([^)\s#]*)#?([^)\s]*)\)")
+_LINK = re.compile(r"\]\((?![a-z]+:|\.\./\.\./actions/)([^)\s#]*)#?([^)\s]*)\)")
+"""A link to a file; `../../actions` is beside the code at GitHub, whoever owns it."""
 _STUB = re.compile(r"`make docs` shows \[.*\]\(.*\) here\.\n")
 
 

@@ -451,6 +451,16 @@ def test_long_answers_say_what_short_ones_do(name):
     assert json.dumps(json.loads(whole(text))) == json.dumps(json.loads(rest.write(answer)[0]))
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_scalar_has_the_digits_of_its_type(dtype):
+    array = np.array(0.1, dtype)
+    request = InferRequest("m", 1, (0,), (Tensor("y", "FP64", ()),), (False,))
+    answer = InferAnswer(request, [array], "1", "7")
+    digits = {np.float16: 0.099975586, np.float32: 0.1, np.float64: 0.1}[dtype]
+    for written in (predict.write(answer), whole(predict.outline(answer))):
+        assert json.loads(written) == {"predictions": digits}
+
+
 TYPED: dict[str, tuple[str, list[Any]]] = {
     "BOOL": ("bool_contents", [True, False]), "INT8": ("int_contents", [-128, 127]),
     "INT16": ("int_contents", [-(2**15), 2**15 - 1]),

@@ -88,7 +88,8 @@ def test_index_has_what_is_served_what_waits_and_what_is_broken(world):
     ("trouble", "expected"),
     [
         ("/a/b.onnx: no", "b.onnx: no"), ("can't read /a/b/c.json", "can't read c.json"),
-        ("a/b.onnx", "a/b.onnx"), ("1/2", "1/2"), ("/x", "x"),
+        ("a/b.onnx", "a/b.onnx"), ("1/2", "1/2"), ("/x", "x"), ("//a/b: no", "/b: no"),
+        ("s3://a/b: no", "s3://a/b: no"), ("file:///a/b: no", "file://b: no"),
     ],
 )  # fmt: skip
 def test_folders_of_the_machine_are_left_out(trouble, expected, world):

@@ -90,6 +90,7 @@ def test_activity_of_a_process(states, is_waiting, tmp_path, monkeypatch):
         (tmp_path / "17" / "task" / str(number) / "stat").write_text(stat(state))
     (tmp_path / "17" / "stat").write_text(stat("S", user=3 * TICKS, system=TICKS // 2))
     monkeypatch.setattr(usage, "Path", lambda path: tmp_path / path.removeprefix("/proc/"))
+    (tmp_path / "17" / "task" / "gone").mkdir()  # it has ended since it was listed
     assert Activity.of(17) == Activity(3.5, is_waiting)
     assert Activity.of(18) == Activity(0.0, True)
 

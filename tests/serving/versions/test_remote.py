@@ -82,10 +82,13 @@ def test_folder_is_copied_and_followed(memory, root, cache, scheme, monkeypatch)
 
 
 def test_settings_and_weights_beside_a_model_are_copied(memory, cache):
-    for name in ("config.pbtxt", "1/model.onnx.data", "1/net.onnx", "labels.json"):
+    before = files_in(RemoteRepository("memory://bucket/models", cache).fetch()).keys()
+    added = {"config.pbtxt", "classifier.json", "labels.json", "1/model.onnx.data", "1/net.onnx",
+             "1/golden.npz", "1/new-signature"}  # fmt: skip
+    for name in (*added, "notes.md", "1/report.html", "golden.npz"):
         memory.pipe(f"/bucket/models/a/{name}", b"")
-    copied = files_in(RemoteRepository("memory://bucket/models", cache).fetch())
-    assert {"a/config.pbtxt", "a/1/model.onnx.data", "a/1/net.onnx"} <= copied.keys()
+    copied = files_in(RemoteRepository("memory://bucket/models", cache).fetch()).keys()
+    assert copied - before == {f"a/{name}" for name in added}
     assert "a/1/model.keras" not in copied
 
 
