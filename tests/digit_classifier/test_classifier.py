@@ -311,3 +311,32 @@ def test_model_is_loaded_with_all_that_its_caller_says(kind, path, monkeypatch, 
         assert seen[1:] == [(place, "3", "cuda", "int8", {"batching": batching})]
         with pytest.raises(TypeError, match=r"^only a Classifier from load"):
             kind(model).__reduce__()
+
+
+class Patient:
+    """What is behind a face: it notes for how long it is waited for."""
+
+    def __init__(self):
+        self.waits: list[float] = []
+        self.served = SimpleNamespace(image_signature=DIGITS, tensors=DIGITS.tensors)
+
+    def wait_ready(self, timeout_s):
+        self.waits.append(timeout_s)
+
+
+class AsyncPatient(Patient):
+    async def wait_ready(self, timeout_s):
+        self.waits.append(timeout_s)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [Classifier, AsyncClassifier, LocalDigits, AsyncLocalDigits, RemoteDigits, AsyncRemoteDigits],
+)
+async def test_ready_is_waited_for_half_a_minute(kind):
+    inside: Any = AsyncPatient() if "Async" in kind.__name__ else Patient()
+    for arguments in ((), (2.5,)):
+        found = kind(inside).wait_ready(*arguments)
+        if found is not None:
+            await found
+    assert inside.waits == [30.0, 2.5]

@@ -6,9 +6,6 @@ import pytest
 
 import digit_classifier
 import serving
-from digit_classifier.async_local import AsyncLocalDigits
-from digit_classifier.local import LocalDigits
-from digit_classifier.remote import AsyncRemoteDigits, RemoteDigits
 from serving.client import transport
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from tests.support.pages import DOCS, cells
@@ -90,9 +87,3 @@ def test_arguments_that_may_be_left_out_are_the_documented_ones(function, expect
     arguments = inspect.signature(function).parameters.values()
     assert {each.name: each.default for each in arguments
             if each.default is not each.empty} == expected  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", [*WAYS, LocalDigits, AsyncLocalDigits, RemoteDigits,
-                                  AsyncRemoteDigits], ids=lambda kind: kind.__name__)  # fmt: skip
-def test_ready_is_waited_for_half_a_minute(kind):
-    assert inspect.signature(kind.wait_ready).parameters["timeout_s"].default == 30.0

@@ -3,6 +3,8 @@
 import asyncio
 import threading
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -157,6 +159,7 @@ def test_model_is_loaded_as_its_caller_says_and_so_again(kind, asked, tmp_path, 
          "got 64"),
         ({"path": "a", "device": "tpu"}, "device must be one of auto, cpu, cuda, got 'tpu'"),
         ({"path": "a", "threads": 1025}, "threads must be 0 to 1024, got 1025"),
+        ({"path": "a", "precision": "fp8"}, "precision must be one of fp32, int8, got 'fp8'"),
     ],
 )  # fmt: skip
 def test_argument_that_can_not_be_is_refused_before_anything_is_loaded(options, text, asked):
@@ -309,3 +312,43 @@ async def test_turn_of_a_loop_begins_one_run(monkeypatch):
         assert [each["x"].tolist() for each in found] == [[[0]], [[1]], [[2]]]
         assert len(starts) == number
         assert (calls._num_rows, calls._num_running, calls._is_due) == (0, 0, False)
+
+
+def test_run_that_is_divided_ends_with_its_call(monkeypatch):
+    played, seen = Parallel(monkeypatch, 8, 20), []
+
+    def parallel(run, feeds, most, enough, cores, is_cancelled, alone):
+        seen.append(is_cancelled())
+        return [np.zeros((1, 10), np.float32)]
+
+    monkeypatch.setattr("serving.embedded.run_parallel", parallel)
+    for is_cancelled in (False, True):
+        played.model._run({"images": images_of(*[0] * 9)}, partial(bool, is_cancelled))
+    assert seen == [False, True]
+
+
+async def test_parameters_of_a_call_are_for_its_handler(mixed):
+    given: list[Any] = []
+
+    def answer(feeds, parameters, run):
+        given.append(parameters)
+        return [feeds[each] for each in ("x", "n", "texts")]
+
+    def stream(feeds, parameters, run):
+        yield answer(feeds, parameters, run)
+
+    for kind in (Model, AsyncModel):
+        model: Any = kind(mixed.served)
+        model.served = SimpleNamespace(
+            tensors=mixed.served.tensors, version="1", is_awaited=False, answer=answer,
+            stream=stream,
+        )  # fmt: skip
+        for parameters in (None, {"style": "short"}):
+            if kind is Model:
+                found = model.infer(ONE, parameters=parameters)
+                (part,) = model.stream(ONE, parameters=parameters)
+            else:
+                found = await model.infer(ONE, parameters=parameters)
+                (part,) = [each async for each in model.stream(ONE, parameters=parameters)]
+            assert [*found] == [*part] == ["y", "m", "same"]
+    assert given == [{}, {}, {"style": "short"}, {"style": "short"}] * 2

@@ -76,6 +76,7 @@ def test_server_is_started_as_the_command_is_and_chooses_its_ports(child, monkey
             "127.0.0.1:1", "127.0.0.1:3", "127.0.0.1:2", 7)  # fmt: skip
         assert one.done == []
     assert one.done == ["released", 40.0, "closed"]
+    assert all(each.daemon for each in server._threads), "they end with this program"
 
 
 @pytest.mark.parametrize("lacking", ["python_multipart", "h11", None])

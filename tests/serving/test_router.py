@@ -315,6 +315,11 @@ def test_route_has_the_facts_of_its_default():
     assert (facts.name, facts.version, facts.versions) == ("digits", "3", ("4", "3"))
     assert (facts.default_version, facts.canary_version) == ("3", "4")
     assert [route.describe(each).version for each in ("4", "old")] == ["4", "3"]
+    newest = route.describe("4")
+    assert (newest.default_version, newest.canary_version, newest.not_served) == ("3", "4", {})
+    reasons = {"5": "corrupt"}
+    router.change("digits", replace(route.versions, reasons=reasons))
+    assert route.describe("4").not_served == reasons
     router.change("digits", replace(route.versions, canary=None))
     assert route.describe().canary_version is None
     with pytest.raises(ModelNotFound):
@@ -493,10 +498,17 @@ def test_handler_has_a_second_process_on_two_cores_if_it_is_small(
 )
 def test_handler_has_the_model_between_its_methods_and_no_other(methods, has_network, monkeypatch):
     made = []
-    monkeypatch.setattr("serving.router.Batcher", lambda *arguments, **_: made.append(arguments))
+    counted = []
+
+    def batcher(*arguments, counts_calls):
+        made.append(arguments)
+        counted.append(counts_calls)
+
+    monkeypatch.setattr("serving.router.Batcher", batcher)
     router, handler = Router(), Handled(*methods)
     router.change("digits", versions_of(handler.model()))
     assert [type(model) for model, *_ in made] == [LoadedModel] * has_network
+    assert counted == [False] * has_network, "the handler's calls are counted"
     assert [label for label, _ in router.handlers().items()] == [("digits", "1")]
 
 

@@ -248,3 +248,13 @@ async def test_turn_writes_once_however_many_calls_it_begins(monkeypatch):
         await turns()
         assert len(flushes) == 2
         flushes.clear()
+
+
+async def test_last_call_that_is_late_leaves_the_connection():
+    setting = Setting().connected()
+    late = setting.start(timeout_s=-1.0)
+    setting.connection._check()
+    assert await late.result() is transport.LATE
+    assert (setting.session.failure, setting.wire.is_aborted) == (None, False)
+    await turns()
+    assert not setting.session.calls

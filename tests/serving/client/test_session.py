@@ -339,3 +339,25 @@ def test_values_that_change_from_call_to_call_fill_no_table():
     known = {bytes(name).decode() for name, _ in decoder.header_table.dynamic_entries}
     assert {"x-tenant", ":path", ":authority"} <= known
     assert known.isdisjoint((*changing, "grpc-timeout"))
+
+
+def settings_of(limits):
+    """What a connection tells its server of itself at first, by the numbers of HTTP/2."""
+    sent = Session("x:1", "http", limits).data_to_send()
+    sent = sent.removeprefix(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    assert sent[3] == frames.SETTINGS
+    pairs = sent[9 : 9 + int.from_bytes(sent[:3], "big")]
+    return {
+        int.from_bytes(pairs[at : at + 2], "big"): int.from_bytes(pairs[at + 2 : at + 6], "big")
+        for at in range(0, len(pairs), 6)
+    }
+
+
+@pytest.mark.parametrize(
+    ("limits", "window_bytes"), [(None, 1 << 30), (session.STREAMS, 1 << 20)], ids=["one", "many"]
+)
+def test_answers_in_parts_are_sent_ahead_by_a_mebibyte(limits, window_bytes):
+    """And others whole; no frame is longer than a mebibyte."""
+    found = settings_of(limits)
+    initial_window, max_frame = 4, 5
+    assert (found[initial_window], found[max_frame]) == (window_bytes, 1 << 20)

@@ -362,3 +362,30 @@ def test_hands_are_shaken_within_the_time_of_the_attempt(left_s, timeout_s, monk
     assert tls.received == [b"", b"their hello", b"their end"]
     waits = [("timeout", timeout_s), ("receive", 65_536)]
     assert done == [("send", b"hello"), *waits, ("send", b"certificate"), *waits]
+
+
+def test_bytes_that_find_no_room_are_sent_once_there_is_some(connection, ends):
+    tries, sent = [], []
+
+    class Full:
+        """A socket whose buffer is full at first."""
+
+        def fileno(self):
+            return ends[0].fileno()
+
+        def send(self, data, flags):
+            tries.append(flags)
+            if len(tries) == 1:
+                raise BlockingIOError
+            sent.append(bytes(data[:7]))
+            return len(sent[-1])
+
+        def close(self):
+            """Called once nobody has the connection."""
+
+    connection._socket = Full()
+    call = started(connection)
+    assert call.outcome is None
+    assert {*tries} == {socket.MSG_DONTWAIT}
+    assert b"\0\0\0\0\2hi" in b"".join(sent)
+    ends[0].close()

@@ -731,11 +731,18 @@ def test_stream_that_is_left_is_cancelled(monkeypatch):
     client = Client("127.0.0.1:1")
     client.describe("net")
     scripted.outcomes.append([part, part, Failure(StatusCode.OK, "")])
+    stream, kept = Client._stream, []
+
+    def noted(*given):
+        kept.append(stream(*given))
+        return kept[-1]
+
+    monkeypatch.setattr(Client, "_stream", noted)
     parts = client.stream("net", {"x": np.zeros((1, 4), np.float32)})
     assert next(parts)["x"].tolist() == [[0.0, 1.0, 2.0, 3.0]]
     assert scripted.num_cancelled == 0
     parts.close()
-    assert scripted.num_cancelled == 1
+    assert scripted.num_cancelled == 1, "now, not once it is freed"
 
 
 @pytest.mark.parametrize(
@@ -898,3 +905,22 @@ async def test_call_of_core_has_its_time_and_the_callers_words(monkeypatch):
             ("one", "/a.B/C", b"1", 1.0, (token, own)), ("one", "/a.B/C", b"2", 2.0, (token, own)),
             ("many", "/a.B/D", b"3", 3.0, (token, own)), ("one", "/a.B/C", b"4", 4.0, (token,)),
         ]  # fmt: skip
+
+
+def test_ready_is_waited_for_half_a_minute(call):
+    """Or as long as the caller says."""
+    for arguments, most_s in (((), 30.0), ((3.0,), 3.0)):
+        scripted = Scripted(b"\x08\x01")
+        assert call(scripted, "wait_ready", *arguments) is None
+        ((_, _, timeout_s, _),) = scripted.sent
+        assert most_s - 1 < timeout_s <= most_s
+
+
+@pytest.mark.parametrize("is_decoupled", [True, False])
+def test_model_answers_in_parts_where_its_calls_have_any_number_of_answers(is_decoupled):
+    policy = {"decoupled": is_decoupled}
+    found = inference_pb.ModelConfigResponse(
+        config={"name": "net", "model_transaction_policy": policy}
+    ).SerializeToString()
+    about = model_info(metadata(), found, "", "x:1")
+    assert (about.in_parts, about.tensors.in_parts) == (is_decoupled, is_decoupled)

@@ -343,3 +343,34 @@ def test_job_is_written_within_its_time(events, error, monkeypatch):
         with pytest.raises(error):
             writer.write(b"abc")
         assert (polls, sent) == ([2500.0], [])
+
+
+def test_job_that_is_given_up_while_it_waits_is_forgotten(monkeypatch):
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: None)
+    pool = ProcessPool(1)
+    first, second = pool.submit("one", print), pool.submit("one", print)
+    assert first.cancel()
+    with pool._changed:
+        assert [job.future for job in pool._waiting["one"]] == [second]
+    assert second.cancel()
+    with pool._changed:
+        assert pool._waiting == {}
+
+
+def test_caller_has_a_job_less_once_it_is_done(monkeypatch):
+    pool, process, seen = ProcessPool(1), Process(), []
+
+    def do(job, given):
+        with pool._changed:
+            seen.append((given, dict(pool._running)))
+            pool._is_closed = len(seen) == 2
+        return process
+
+    monkeypatch.setattr(pool, "_do", do)
+    with pool._changed:
+        pool._waiting["one"] = deque([job_of()._replace(owner="one") for _ in range(2)])
+    pool._run()
+    assert seen == [(None, {"one": 1}), (process, {"one": 1})]
+    assert process.num_ends == 1
+    with pool._changed:
+        assert +pool._running == {}

@@ -21,6 +21,7 @@ from serving.tensors import Tensor, TensorSignature
 from serving.versions import folder
 from serving.versions.catalog import Catalog
 from serving.versions.folder import ModelFolder
+from serving.versions.served import Canary
 from serving.versions.version import State
 from tests.support.fakes import TIMEOUT_S
 from tests.support.servers import wait_until
@@ -517,3 +518,67 @@ def test_batching_says_that_a_handler_may_not_run(tmp_path, fakes, monkeypatch, 
     ]
     found: Any = looked_at.with_handler("1", model)
     assert found == {"batching": "without its handler.py; batching on"}
+
+
+def test_model_that_is_loaded_again_is_followed_again(tmp_path, fakes):
+    catalog = (world := World(tmp_path, 0)).catalog
+    catalog.unload("a")
+    assert not catalog.reload()
+    assert catalog.failures == {"a": "unloaded"}
+    catalog.load("a")
+    assert ([*catalog.models], catalog.failures) == (["a"], {})
+    world.publish("a", "2", GOOD)
+    assert catalog.reload()
+    assert catalog.models["a"].default_version == "2"
+
+
+def test_what_was_refused_is_tried_again_once_for_a_request(tmp_path, fakes, caplog):
+    world = World(tmp_path, 0)
+    world.publish("a", "2", DAMAGED)
+    refused = "model a: refused version 2, version 1 stays in service: 2: it is damaged"
+    with world.catalog.following():
+        requested(world.catalog)
+        requested(world.catalog)
+        for _ in range(2):
+            assert not world.catalog.reload()
+    assert caplog.messages == [refused] * 2
+
+
+def test_version_that_would_call_itself_is_refused(tmp_path, fakes, monkeypatch):
+    class Circular(Loading):
+        def judge(self):
+            super().judge()
+            self.loaded.uses = ("a",)
+
+    world = World(tmp_path, 0)
+    monkeypatch.setattr(folder, "Loading", Circular)
+    world.publish("a", "2", GOOD)
+    assert not world.catalog.reload()
+    assert [*world.catalog.models["a"].reasons] == ["2"]
+    assert world.catalog.models["a"].default_version == "1"
+
+
+def test_canary_and_its_base_have_labels(tmp_path, fakes):
+    world = World(tmp_path, 0)
+    for number in ("2", "3"):
+        world.publish("a", number, GOOD)
+    found = Catalog(ModelConfig(models=tmp_path, device="cpu", canary=0.25)).models["a"]
+    assert found.labels == {"canary": "3", "stable": "2"}
+    assert (found.default_version, found.canary) == ("2", Canary("3", 0.25))
+    assert found.reasons == {"1": "only the newest 2 good versions are served: 3, 2"}
+
+
+def test_versions_are_loaded_with_the_settings_beside_them(tmp_path, fakes, monkeypatch):
+    asked = []
+
+    class Noting(Loading):
+        def __init__(self, place, number, options):
+            asked.append(options.settings)
+            super().__init__(place, number, options)
+
+    monkeypatch.setattr(folder, "Loading", Noting)
+    world = World(tmp_path, 0)
+    (tmp_path / "a" / "config.pbtxt").write_text("max_batch_size: 5\n")
+    world.publish("a", "2", GOOD)
+    assert world.catalog.reload()
+    assert [each.max_batch_size for each in asked] == [NO_SETTINGS.max_batch_size, 5]
