@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import serving
-from serving.handlers.local import _Loop
+from serving.handlers.local import LocalHandler, _Loop
 from serving.handlers.stepped import stepped
 from tests.serving.handlers import behaviours
 from tests.serving.handlers.async_behaviours import AsyncAround, AsyncStory, Tasks
@@ -247,8 +247,16 @@ class NotesAsync(Notes):
 
 
 @pytest.mark.parametrize("handler", [Notes, NotesAsync])
-async def test_generator_of_a_caller_who_takes_no_further_part_is_closed(handler):
+async def test_generator_of_a_caller_who_takes_no_further_part_is_closed(handler, monkeypatch):
     handler.done.clear()
+    kept: list[Any] = []  # else the collector would close them, too
+    begin = LocalHandler._steps
+
+    def begun(self, *args):
+        kept.append(begin(self, *args))
+        return kept[-1]
+
+    monkeypatch.setattr(LocalHandler, "_steps", begun)
     with serving.Model.load(handler=handler) as model:
         parts = model.stream(["a b"], parameters={"top": 3})
         assert next(parts)["text"].tolist() == ["a 3"]
@@ -260,4 +268,4 @@ async def test_generator_of_a_caller_who_takes_no_further_part_is_closed(handler
         async with aclosing(awaited.stream(["a b"], parameters={"top": 3})) as found:
             assert (await anext(found))["text"].tolist() == ["a 3"]
             assert handler.done == ["closed"] * 2
-        await until(lambda: handler.done == ["closed"] * 3)
+        assert handler.done == ["closed"] * 3, "its end is awaited"

@@ -1096,12 +1096,40 @@ def test_pipeline_is_scheduled_again_after_each_turn():
         assert not world.batcher._is_scheduled
 
 
-@pytest.mark.parametrize("is_final", [True, False])
-def test_calls_without_room_count_as_failed_if_nobody_else_takes_them(is_final, monkeypatch):
+@pytest.mark.parametrize("options", [{}, {"is_final": True}, {"is_final": False}], ids=str)
+def test_calls_without_room_count_as_failed_if_nobody_else_takes_them(options, monkeypatch):
     world, refused = World(), Call(1)
     queue = world.batcher._queue
     monkeypatch.setattr(type(queue), "offer", lambda *_: 0)
     queue.run_rows = 0
-    assert world.batcher.submit(refused.group, is_final=is_final) == 0
+    assert world.batcher.submit(refused.group, **options) == 0
     counts = world.metrics.snapshot().models.get(("h", "1"))
-    assert (counts.num_failed if counts else 0) == is_final
+    assert (counts.num_failed if counts else 0) == options.get("is_final", True)
+
+
+def test_outcome_that_names_no_state_has_none():
+    world = World(("preprocess", "postprocess"), FakeVersion())
+    call, process = world.call(1), world.processes[0]
+    process.sent.clear()
+    process.on_frame(Frame({"kind": "failed", "job": 1, "text": "it"}, []))
+    (slot,) = world.batcher._runners.slots
+    assert [*process.sent] == [], "there is none to be dropped"
+    assert (slot.states, slot.jobs) == ({}, {})
+    assert isinstance(call.outcome, ModelError)
+
+
+def test_process_that_is_ready_behind_the_end_is_closed_and_no_other_starts():
+    world = World(num_processes=2)
+    world.held = []
+    world.crash(0)
+    world.crash(1)
+    begun = [*world.held]
+    assert begun
+    world.batcher.close()
+    for start in begun:
+        start()
+    world.owner.work()
+    assert [each.is_over for each in world.processes[2:]] == [True] * len(begun)
+    world.tick(60.0)
+    assert world.held == begun
+    assert world.batcher.usage().num_processes == 0

@@ -53,6 +53,7 @@ def test_known_ones_are_bounded():
     assert known.find(b"001rows") is None
     known.clear()
     assert known.find_framed(frame(b"more rows")) is None
+    assert (known, known._starts) == ({}, {}), "callers choose lengths"
 
 
 PLACE = ValuesPlace(b'{"a": 1, "data": ', b"}", "FP32", 8)

@@ -972,6 +972,41 @@ def test_message_that_is_none_ends_its_call(data, is_ended, status):
     assert port.counted == [("Rows", expected.code.name, {"model": ("", "")})]
 
 
+def stream_target(*rooms):
+    """A model that has room for so many requests of a stream, look by look."""
+    left, groups = [*rooms], []
+    target: Any = SimpleNamespace(
+        label=("m", "3"), room_for_stream=lambda rows: left.pop(0), add=groups.append, groups=groups
+    )
+    return target
+
+
+def test_request_of_a_stream_waits_for_room_and_is_run_with_its_place():
+    call, port, _ = grpc_call()
+    target = stream_target(0, 0, 1)
+    call._taken, call._unpacked = 5, 3
+    rows: Any = b"rows", encoder_of(target)
+    call.start(call.answer_in_order(rows, lambda error: None))
+    assert (target.groups, [*port.calls.stalled]) == ([], [call])
+    for number_of_groups in (0, 1):
+        port.calls.tick(port.now_s)
+        assert len(target.groups) == number_of_groups
+    (group,) = target.groups
+    (place,) = group.slots
+    assert (place.num_bytes, place.num_unpacked, call.pending) == (5, 3, [place])
+    assert (call._taken, call._unpacked, port.calls.stalled) == (0, 0, {})
+    assert (group.streams, group.messages) == ([call.stream], [b"rows"])
+
+
+def test_refused_request_of_a_stream_is_answered_and_takes_nothing_twice():
+    call, _, peer = grpc_call()
+    call._taken, call._unpacked = 5, 3
+    call.start(call.answer_in_order(InvalidRequest("it is bad"), lambda error: b"refused"))
+    assert [name for name, *_ in peer.engine.done][:3] == ["respond", "send", "acknowledge"]
+    assert peer.engine.done[2] == ("acknowledge", 5)
+    assert (call._taken, call._unpacked, call._owed, call.pending) == (0, 0, 0, [])
+
+
 # What leaves with a call's status
 
 
