@@ -699,3 +699,16 @@ def test_trouble_of_the_start_is_not_logged_again(tmp_path, fakes, caplog):
     caplog.clear()
     assert not catalog.reload()
     assert (caplog.messages, counts) == ([], {})
+
+
+def test_model_that_is_gone_is_dropped_and_named(tmp_path, fakes, caplog):
+    world = World(tmp_path, 0)
+    world.publish("b", "1", GOOD)
+    assert world.catalog.reload()
+    shutil.rmtree(tmp_path / "a")
+    changes: list[Any] = []
+    world.catalog.on_change = lambda *change: changes.append(change)
+    assert world.catalog.reload()
+    assert caplog.messages == ["model a is gone from the repository: it is dropped"]
+    assert ([*world.catalog.models], changes) == (["b"], [("a", None)])
+    assert "a" not in world.catalog._folders
