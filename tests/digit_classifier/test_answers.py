@@ -11,11 +11,13 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from digit_classifier import answers, command
+from digit_classifier import answers, command, handler
 from digit_classifier.answers import answer_text, as_word, digit_answer, find, read
 from serving.cli.commands import parser
 from serving.commandline import installation
 from serving.errors import ConfigurationError, InvalidRequest
+from serving.model.preprocessing import Preprocessing
+from serving.pictures import classifier
 from serving.pictures.classifier import CLASS, LABEL, PROBABILITIES
 
 SHARES = [[0.05, 0.9, 0.05]]
@@ -276,3 +278,12 @@ def test_packages_are_asked_for_before_anything_else(place, monkeypatch):
     options: Any = SimpleNamespace(target=None if place == "here" else "127.0.0.1:1")
     with pytest.raises(ConfigurationError, match=r"^\('PIL', 'scipy'\) are not installed$"):
         command.run(options)
+
+
+def test_steps_of_digits_are_those_of_their_model(monkeypatch):
+    assert handler.about.__wrapped__() == Preprocessing(size=(28, 28), resize="digits")
+    monkeypatch.setattr(classifier, "finish", lambda *facts: {"class": facts})
+    rows: Any = ["rows"]
+    image = np.zeros((1, 784), np.uint8)
+    about = handler.about()
+    assert handler.finish(about, rows, image) == {"class": (about, rows, None), "image": image}

@@ -5,14 +5,21 @@ import threading
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
+import serving
 from serving import AsyncModel, BatchingConfig, Model
 from serving.embedded import JoinedCalls, on_thread
-from serving.errors import ConfigurationError, InvalidRequest, ModelNotFound, Unavailable
+from serving.errors import (
+    ConfigurationError,
+    InvalidRequest,
+    ModelError,
+    ModelNotFound,
+    Unavailable,
+)
 from serving.model.loaded import LoadedModel
 from serving.model.settings import ModelSettings
 from serving.tensors import Outputs
@@ -352,3 +359,47 @@ async def test_parameters_of_a_call_are_for_its_handler(mixed):
                 (part,) = [each async for each in model.stream(ONE, parameters=parameters)]
             assert [*found] == [*part] == ["y", "m", "same"]
     assert given == [{}, {}, {"style": "short"}, {"style": "short"}] * 2
+
+
+def test_block_closes_its_model(mixed):
+    with Model(mixed.served) as model:
+        assert [*model.infer(ONE, outputs="same")] == ["same"], "one name is one, not its letters"
+    with pytest.raises(Unavailable, match=r"^the model is closed$"):
+        model.infer(ONE)
+
+
+def test_run_that_fails_says_why(monkeypatch):
+    def fail(feeds):
+        raise ModelError("m") from RuntimeError("no kernel for it")
+
+    model: Any = Parallel(monkeypatch, 8, 20).model
+    model._network = SimpleNamespace(tensors=model.served.tensors, enough_rows=8, run=fail)
+    with pytest.raises(ModelError, match=r"^the model failed: .*no kernel for it"):
+        model._run_network({"images": images_of(1)})
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+async def test_handler_answers_by_itself_or_around_a_model(is_alone, tmp_path):
+    class Shouts(serving.Handler):
+        inputs: ClassVar[Any] = {"text": serving.Text()}
+        outputs: ClassVar[Any] = {"loud": serving.Text()}
+
+        def predict(self, text):
+            return [each.upper() for each in text]
+
+    class Lengths(serving.Handler):
+        inputs: ClassVar[Any] = {"text": serving.Text()}
+
+        def preprocess(self, text):
+            return np.array([[len(each)] * 4 for each in text], np.float32)
+
+    path = None if is_alone else save(two_layers(), tmp_path)
+    handler = Shouts if is_alone else Lengths
+    for kind in (Model, AsyncModel):
+        loaded: Any = kind.load(path, handler=handler, device="cpu")
+        found = loaded.infer({"text": ["a", "bc"]})
+        answer = await found if kind is AsyncModel else found
+        if is_alone:
+            assert answer["loud"].tolist() == ["A", "BC"]
+        else:
+            assert answer["y"].shape == (2, 3)

@@ -250,3 +250,16 @@ async def test_report_is_written_elsewhere_by_its_length(files, items, monkeypat
     found: Any = await digits.DigitsPath(router()).write(call, answered, parameters)
     assert found == (answers, "m", "7", 0.5, False)
     assert call.work_sizes == [(256 * items, 0)]
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [({}, (0.0, False)), ({"reject_below": ["0.5"], "image": [""]}, (0.5, True))],
+)
+async def test_parameters_are_those_of_the_query(query, expected, monkeypatch):
+    monkeypatch.setattr(digits, "share_of", lambda plan, name: float(plan.query.get(name, [0])[0]))
+    call: Any = SimpleNamespace(plan=SimpleNamespace(query=query))
+    reject_below, with_image = expected
+    assert await digits.DigitsPath(router()).parameters(call) == {
+        "reject_below": reject_below, "with_image": with_image,
+    }  # fmt: skip

@@ -1,6 +1,6 @@
 """Commands without a model: which words they take, what they check first, and their help."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +12,10 @@ from serving.__main__ import main
 from serving.cli import description, inference, models, serve
 from serving.cli.commands import COMMANDS, parser_of
 from serving.commandline.fields import add_fields
-from serving.commandline.help_texts import Formatter
+from serving.commandline.help_texts import Formatter, command_help
 from serving.commandline.parser import Parser, unknown_option
-from serving.config import BatchingConfig, ModelConfig, ServerConfig
+from serving.commandline.values import duration
+from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from serving.errors import (
     ConfigurationError,
     CorruptModel,
@@ -313,3 +314,109 @@ def test_model_is_described_as_a_server_would_load_it(path, expected, monkeypatc
 def test_handler_is_an_option_or_the_file_itself(file, handler, expected):
     config = description.with_handler(ModelConfig(threads=3), file, handler)
     assert config == ModelConfig(threads=3, handler=expected)
+
+
+# Which ports and models a server has
+
+
+@pytest.mark.parametrize(
+    ("words", "has_package", "expected"),
+    [
+        ((), True, {"http_port": 8080, "metrics_port": 9090,
+                    "usual_ports": ("http_port", "metrics_port")}),
+        ((), False, {"http_port": None, "metrics_port": 9090, "usual_ports": ("metrics_port",)}),
+        (("--http-port", "off", "--metrics-port", "off"), False,
+         {"http_port": None, "metrics_port": None, "usual_ports": ()}),
+        (("--http-port", "1", "--metrics-port", "2"), True,
+         {"http_port": 1, "metrics_port": 2, "usual_ports": ()}),
+        (("--http-port", "1"), True,
+         {"http_port": 1, "metrics_port": 9090, "usual_ports": ("metrics_port",)}),
+    ],
+    ids=["auto", "auto without its package", "off", "named", "one named"],
+)  # fmt: skip
+def test_ports_are_the_usual_ones_unless_they_are_named(words, has_package, expected, monkeypatch):
+    monkeypatch.delenv("SERVING_HTTP_PORT", raising=False)
+    monkeypatch.setattr(serve, "find_spec", lambda name: "it" if has_package else None)
+    options = parser_of("serve").parse_args(["serve", *words])
+    assert serve._ports(options) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), {"models": Path("usual")}),
+        (("a.onnx",), {"names": (), "files": (Path("a.onnx"),)}),
+        (("--handler", "h.py"), {"names": (), "handler": ["h.py"]}),
+        (("--models", "m"), {"models": Path("m")}),
+        (("--models", "m", "--model", "a,b", "c.onnx"),
+         {"models": Path("m"), "names": ("a", "b"), "files": (Path("c.onnx"),)}),
+        (("--model", "a"), {"models": Path("usual a"), "names": ("a",)}),
+        (("--models", "memory://it"), {"models": "memory://it", "url": "memory://it"}),
+    ],
+)  # fmt: skip
+def test_models_are_those_of_the_words(words, expected, monkeypatch):
+    monkeypatch.setattr(
+        "serving.cli.models.usual_models", lambda *names: Path(" ".join(["usual", *names]))
+    )
+    monkeypatch.setattr("serving.model.repository.models_in", lambda root: {})
+    monkeypatch.setattr(serve.installation, "require", lambda *names: None)  # type: ignore[attr-defined]
+    options = parser_of("serve").parse_args(["serve", *words])
+    found = serve._served_models(options)
+    parsed: Any = {"batch": [], "handler": []} | expected
+    assert found == ModelConfig(**parsed)
+
+
+def test_options_are_as_their_fields_say():
+    parser = Parser(prog="program")
+    names = "log_level", "workers", "otlp_endpoint", "usual_ports", "drain_s", "reflection"
+    add_fields(parser, ServerConfig, *names)
+    add_fields(parser, SecurityConfig, "tls_cert")
+    add_fields(parser, BatchingConfig, "max_queue_delay_s")
+    found = {
+        each.dest: (each.type, each.default, each.metavar, each.choices, each.nargs)
+        for each in parser._actions
+        if each.dest in (*names, "tls_cert") and not each.option_strings[0].startswith("--no-")
+    }
+    levels = ("debug", "info", "warning", "error")
+    assert found == {
+        "log_level": (None, "info", None, levels, None),
+        "workers": (int, 1, "N", None, None),
+        "otlp_endpoint": (str, None, "ENDPOINT", None, None),
+        "usual_ports": (None, [], "PORT", None, "+"),
+        "drain_s": (duration, 30.0, "TIME", None, None),
+        "reflection": (None, False, None, None, 0),
+        "tls_cert": (Path, None, "FILE", None, None),
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "metavar"), [(float, "SECONDS"), (int, "N"), (Path, "FILE"), (str, "WORD")]
+)
+def test_value_is_shown_by_its_kind(kind, metavar):
+    @dataclass
+    class Config:
+        some_word: Any = None
+
+    Config.__dataclass_fields__["some_word"].type = kind
+    parser = Parser(prog="program")
+    add_fields(parser, Config, "some_word")
+    (action,) = [each for each in parser._actions if each.dest == "some_word"]
+    assert (action.type, action.metavar) == (kind, metavar)
+
+
+def test_help_of_a_command_is_whole():
+    assert command_help("do it", "  a b\n") == {
+        "help": "do it", "description": "Do it.", "epilog": "examples:\n  a b\n",
+        "formatter_class": Formatter,
+    }  # fmt: skip
+    assert command_help("do it")["epilog"] == ""
+
+
+def test_labels_are_for_pictures_of_a_servers_model(monkeypatch):
+    given: list[Any] = []
+    monkeypatch.setattr(inference, "read_labels", lambda path: ("a", "b"))
+    monkeypatch.setattr(inference, "of_graph", lambda *facts: given.append(facts))
+    options: Any = SimpleNamespace(input="image", labels="l", target="h:1", model="m")
+    tensors: Any = "tensors"
+    inference._pictures_of(options, tensors, None)
+    assert given == [("tensors", {"labels": ("a", "b")})]

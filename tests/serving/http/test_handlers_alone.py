@@ -852,6 +852,10 @@ def test_repeated_requests_have_kept_bytes_if_their_outputs_are_bytes(is_binary)
     reply_of(call)
     assert call.plan.known is not None
     assert call.plan.known.encoder._is_repeated is is_binary
+    again = Call(call.plan, body)
+    answer = reply_of(again)
+    assert answer.kind == ("" if is_binary else "application/json"), "its headers are written, too"
+    assert (b"content-type" in bytes(answer.body)) is is_binary
 
 
 FILES = {"type": "object", "properties": {"file": {"type": "array", "items": {

@@ -3,9 +3,11 @@
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 
 from serving.model import judging
+from serving.model.onnx_runtime import new_session, runtime
 from serving.model.verdicts import Verdict
 from serving.proof import Mixes
 from serving.proof.check import Comparison, NotRun
@@ -124,3 +126,28 @@ def test_samples_are_eight_rows_of_the_only_input():
     sides = [value(name, "FP32", ["N", 2]) for name in "ab"]
     two = model([node("Add", ["a", "b"], ["y"])], sides, [value("y", "FP32", ["N", 2])])
     assert judging.samples_of(two, rows) is None
+
+
+def test_check_runs_the_graph_as_its_file_has_it(tmp_path, monkeypatch):
+    """With its weights, and each node in its place."""
+    path = tmp_path / "net.onnx"
+    onnx.save(two_layers(), path, save_as_external_data=True, location="w", size_threshold=0)
+    plain, built = runtime().InferenceSession, []
+
+    def open_session(data, options, **more):
+        built.append(options)
+        return plain(data, options, **more)
+
+    monkeypatch.setattr(runtime(), "InferenceSession", open_session)
+    options, weights = runtime().RunOptions(), {"w": (tmp_path / "w").read_bytes()}
+    session = judging.UnchangedSession(weights, options, path.read_bytes())
+    (given,) = built
+    assert given.graph_optimization_level == runtime().GraphOptimizationLevel.ORT_DISABLE_ALL
+    rows = np.ones((2, 4), np.float32)
+    (answer,) = session.run(["y"], {"x": rows})
+    (wanted,) = new_session(two_layers().SerializeToString()).run(["y"], {"x": rows})
+    np.testing.assert_allclose(answer, wanted, rtol=1e-5)
+    assert ([each.name for each in session.inputs], [*session.dtypes]) == (["x"], ["y"])
+    options.terminate = True
+    with pytest.raises(TimeoutError, match="the check by a run was ended"):
+        session.run(["y"], {"x": rows})

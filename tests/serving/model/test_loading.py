@@ -7,13 +7,17 @@ import logging
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 
 from serving.errors import ConfigurationError, CorruptModel
-from serving.model import loading, repository, verdicts
+from serving.model import loading, repository, trial, verdicts
 from serving.model.loading import Loading, LoadOptions, load_model, settled
 from serving.model.manifest import Manifest
+from serving.model.onnx_runtime import SessionSettings
 from serving.model.settings import NO_SETTINGS
 from tests.serving.model.graphs import node, rows_model, save, two_layers
 
@@ -200,3 +204,104 @@ def test_files_have_their_digests_and_what_is_known_of_them(is_bundled, monkeypa
     other = loading._files_of(replace(manifest, unknown=()), b"graph", {}, "int8")
     assert (other.digests, other.is_bundled, other.verdict) == (("cc",), False, None)
     assert len(caplog.messages) == 1
+
+
+def test_each_option_of_a_load_is_its_loadings(tmp_path, monkeypatch):
+    asked: Any = []
+
+    class Noted:
+        def __init__(self, *given):
+            asked.append(given)
+
+        def load(self):
+            return "loaded"
+
+    monkeypatch.setattr(loading, "Loading", Noted)
+    path = save(two_layers(), tmp_path, "net.onnx")
+    (tmp_path / "config.pbtxt").write_text("max_batch_size: 7")
+    given: dict[str, Any] = {
+        "device": "cpu", "precision": "fp32", "max_batch_size": 9, "limit_factor": 2.0,
+        "is_described": True, "max_bytes": 77, "most_threads": 3, "tries_file": True, "name": "n",
+    }  # fmt: skip
+    found: Any = load_model(path, "4", batching="always", **given)
+    assert found == "loaded"
+    own = replace(NO_SETTINGS, max_batch_size=7, has_batch_axis=True, batching="always",
+                  num_threads=1)  # fmt: skip
+    assert asked == [(path, "4", LoadOptions(settings=own, **given))]
+    load_model(path)
+    assert asked[1][1] == "1"
+
+
+SLOW = "model net version 1: {} goes on after 2 s; the limit is {} s of processor time"
+
+
+def test_loading_lets_go_of_its_files_step_by_step(tmp_path, monkeypatch, caplog):
+    """And each step says that it takes long."""
+    caplog.set_level("INFO", "serving.model.time_limit")
+
+    def within(limit_s, work, on_slow):
+        on_slow()
+        return work()
+
+    monkeypatch.setattr(loading, "within", within)
+    onnx.save(two_layers(), tmp_path / "net.onnx", save_as_external_data=True, location="w",
+              size_threshold=0)  # fmt: skip
+    one = Loading(tmp_path / "net.onnx", "1", LoadOptions(device="cpu"))
+    one.read()
+    assert one._files.onnx
+    assert [*one._files.weights] == ["w"]
+    one.judge()
+    assert (one._files.onnx, one._files.weights, one._source.proto) == (b"", {}, None)
+    one.build()
+    one.check()
+    assert (one._source.onnx, one._source.weights) == (b"", {})
+    steps = [("reading", 60), ("reading", 60), ("building the session", 60), ("the check", 10)]
+    assert [each for each in caplog.messages if "the proof" not in each and "by a run" not in each
+            ] == [SLOW.format(*step) for step in steps]  # fmt: skip
+    assert one.loaded.tensors.is_batchable
+
+
+def test_verdict_of_a_first_try_goes_before_an_older_one(tmp_path, monkeypatch):
+    path = save(two_layers(), tmp_path, "net.onnx")
+    lasting, older = verdicts.Verdict("as tried"), verdicts.Verdict("as kept")
+    for tried, expected in ((lasting, lasting), (None, older)):
+        one = Loading(path, "1", LoadOptions(device="cpu", tries_file=True))
+        one.read()
+        one._files = one._files._replace(verdict=older)
+        monkeypatch.setattr(one, "_tried", lambda tried=tried: tried)
+        one.judge()
+        assert one._verdict == expected
+
+
+def test_file_that_is_too_large_or_undescribed_is_refused(tmp_path):
+    (tmp_path / "1").mkdir()
+    size = save(two_layers(), tmp_path / "1").stat().st_size
+    assert load_model(tmp_path, "1", "cpu", max_bytes=size).version == "1"
+    with pytest.raises(CorruptModel, match=f"at most {size - 1} expected"):
+        load_model(tmp_path, "1", "cpu", max_bytes=size - 1)
+    with pytest.raises(CorruptModel, match="manifest"):
+        load_model(tmp_path, "1", "cpu", is_described=True)
+
+
+def test_runs_of_unknown_time_are_not_where_calls_are_read(tmp_path):
+    tiled = rows_model(
+        node("Tile", ["x", "once"], ["y"]), constants={"once": np.array([1, 1], np.int64)}
+    )
+    assert load_model(save(tiled, tmp_path), device="cpu").inline_rows == 0
+
+
+def test_what_is_kept_rests_on_the_code_that_finds_it(monkeypatch):
+    asked = []
+
+    def version(*names):
+        asked.append(names)
+        return "version"
+
+    monkeypatch.setattr(verdicts, "sources_version", version)
+    monkeypatch.setattr(trial, "sources_version", version)
+    loading._kept("key", "gains", lambda: False)
+    trial.key_of("key", SessionSettings(), "cpu", 8)
+    assert asked == [
+        ("model/memory.py", "model/wide.py", "model/engine.py", "model/onnx_runtime.py"),
+        ("model/trial.py", "model/onnx_runtime.py", "proof/drawn_inputs.py"),
+    ]  # fmt: skip

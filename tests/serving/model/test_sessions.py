@@ -22,6 +22,7 @@ from serving.model.onnx_runtime import (
     output_dtypes,
     runtime,
     tensors_of,
+    without_optimization,
 )
 from serving.tensors import DTYPES, Tensor, TensorSignature
 from tests.serving.model.graphs import model, node, rows_model, two_layers, value
@@ -295,3 +296,20 @@ def test_type_has_the_protocols_name(kind, datatype):
 
 def test_settings_for_the_cpu_are_the_usual_ones_there():
     assert replace(SessionSettings(), device="cpu") == ON_CPU
+
+
+def test_optimizations_that_answer_otherwise_are_disabled(built):
+    """A model's own entry goes before them, and one more may follow."""
+    key, own = "optimization.disable_specified_optimizers", "ConstantFolding"
+    data = two_layers().SerializeToString()
+    plain = SessionSettings(config={"session.set_denormal_as_zero": "1"})
+    given = SessionSettings(config={key: own})
+    for settings in (plain, given):
+        more = without_optimization(settings, "NchwcTransformer")
+        assert more == replace(settings, config={**settings.config, key: more.config[key]})
+        for each in (settings, more):
+            new_session(data, each)
+    usual = "DivMulFusion;GatherToSliceFusion"
+    assert [each.get_session_config_entry(key) for each in built] == [
+        usual, f"{usual};NchwcTransformer", own, f"{own};NchwcTransformer",
+    ]  # fmt: skip

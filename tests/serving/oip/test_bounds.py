@@ -12,7 +12,7 @@ from serving.oip.infer import Infer
 from serving.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
 from serving.oip.long_values import is_long, joined
 from serving.oip.parameters import check_parameter, of_handler, timeout_s_of
-from serving.oip.protobuf import Messages, message_of
+from serving.oip.protobuf import Messages, message_of, sent_in
 from serving.oip.request import (
     InferAnswer,
     InferRequest,
@@ -576,3 +576,70 @@ def test_messages_of_calls_are_no_stream_by_default():
     assert Messages().write(answer) == frame(message.SerializeToString())
     around = ModelStreamInferResponse(infer_response=message)
     assert Messages(is_stream=True).write(answer) == frame(around.SerializeToString())
+
+
+def test_long_answer_is_described_whole():
+    tensors = (Tensor("a", "FP32", (-1, 2)), Tensor("b", "INT64", (-1,)))
+    arrays = [np.array([[0.5, 1.5]], np.float32), np.array([7])]
+    for identifier, as_bytes in (("7", (True, False)), ("", (False, True))):
+        answer = InferAnswer(
+            InferRequest("m", 1, (0, 1), tensors, as_bytes), arrays, "3", identifier
+        )
+        outputs: list[dict[str, Any]] = [
+            {"name": "a", "datatype": "FP32", "shape": [1, 2]},
+            {"name": "b", "datatype": "INT64", "shape": [1]},
+        ]
+        for output, array, is_raw in zip(outputs, arrays, as_bytes, strict=True):
+            output |= (
+                {"parameters": {"binary_data_size": array.nbytes}}
+                if is_raw
+                else {"data": array.ravel().tolist()}
+            )
+        expected = {"model_name": "m", "model_version": "3", "outputs": outputs}
+        expected |= {"id": identifier} if identifier else {}
+        text, behind = rest.outline(answer)
+        raw = b"".join(
+            each.tobytes() for each, is_raw in zip(arrays, as_bytes, strict=True) if is_raw
+        )
+        assert json.loads(whole(text)) == expected
+        assert b"".join(map(bytes, behind)) == raw
+        body, json_bytes = rest.write(answer)
+        assert json.loads(body[:json_bytes]) == expected
+        assert body[json_bytes:] == raw
+
+
+@pytest.mark.parametrize(
+    ("raw", "has_contents", "fault"),
+    [
+        ([bytes(4)], False, ""), ([], True, ""),
+        ([bytes(4)] * 2, False, "expected 1 raw_input_contents, got 2"),
+        ([bytes(4)], True, "expected contents or raw_input_contents, got both"),
+    ],
+)  # fmt: skip
+def test_message_has_either_kind_of_contents(raw, has_contents, fault):
+    request = ModelInferRequest(model_name="m", raw_input_contents=raw)
+    item = request.inputs.add(name="x", datatype="FP32", shape=[1])
+    if has_contents:
+        item.contents.fp32_contents.append(0.5)
+    sent = sent_in(request)
+    assert (sent.fault, sent.as_bytes) == (fault, bool(raw))
+    if len(raw) > 1:
+        assert sent.values == ()
+
+
+@pytest.mark.parametrize(
+    ("rows", "names", "expected"),
+    [
+        ([[1.5, 2.5], [3.5, 4.5]], "x", {"x": ([2, 2], [1.5, 2.5, 3.5, 4.5])}),
+        ([{"x": 1.5}, {"x": 2.5}], "x", {"x": ([2], [1.5, 2.5])}),
+        ([{"x": [1.5], "y": 2}, {"y": 4, "x": [3.5]}], "xy",
+         {"x": ([2, 1], [1.5, 3.5]), "y": ([2], [2.0, 4.0])}),
+    ],
+)  # fmt: skip
+def test_instances_are_the_rows_of_each_input(rows, names, expected):
+    body = json.dumps({"instances": rows}).encode()
+    sent = predict.read(body, [(name, "FP32") for name in names])
+    found = {each.name: (each.shape, values.tolist())
+             for each, values in zip(sent.inputs, sent.values, strict=True)}  # fmt: skip
+    assert found == expected
+    assert {each.datatype for each in sent.inputs} == {"FP32"}

@@ -519,3 +519,14 @@ def test_what_is_made_on_the_way_is_gone_however_it_ends(tmp_path, monkeypatch):
             work(error)
         assert tempfile.tempdir == str(tmp_path)
         assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "classes"), [({}, "values", ""), ({"labels": [0, 1] * 15}, "classes", "y")]
+)
+def test_output_that_labels_are_about_has_classes(labels, kind, classes, parts):
+    limits = GateLimits(agreement=AgreementLimits(least_cosine=0.5))
+    optimize(parts.path, samples={**samples(), **labels}, limits=limits)
+    for gate in parts.bench.gates:
+        assert gate.comparison == AnswerComparison({"y": kind}, limits.agreement)
+        assert (gate.classes, gate.limits, gate.score) == (classes, limits, None)

@@ -14,7 +14,15 @@ from serving.processes import child as children_module
 from serving.processes import pool as module
 from serving.processes.child import Child, ChildCommand
 from serving.processes.end import End
-from serving.processes.pool import NO_LIMITS, NO_PROCESS, ProcessPool, _Job, mapped
+from serving.processes.pool import (
+    NO_LIMITS,
+    NO_PROCESS,
+    BoundedPool,
+    JobLimits,
+    ProcessPool,
+    _Job,
+    mapped,
+)
 from tests.support.locks import KeptLock, waits
 
 # Children
@@ -257,6 +265,11 @@ def test_thread_of_a_pool_ends_with_the_program(monkeypatch):
     pool = ProcessPool(1)
     pool.submit("", print)
     assert [(each.name, each.daemon) for each in made] == [("processes", True)]
+    with pool._changed:
+        pool._is_closed = True
+    made[0].run()
+    with pool._changed:
+        assert pool._waiting, "it has looked, and nothing is begun any more"
 
 
 class Futures:
@@ -374,3 +387,16 @@ def test_caller_has_a_job_less_once_it_is_done(monkeypatch):
     assert process.num_ends == 1
     with pool._changed:
         assert +pool._running == {}
+
+
+def test_limits_of_a_bounded_pool_are_for_each_of_its_jobs():
+    given: list[Any] = []
+    pool: Any = SimpleNamespace(submit=lambda *job, **options: given.append((job, options)))
+    for limits in (JobLimits(), JobLimits(5, 2.0)):
+        BoundedPool(pool, limits).submit("one", print, 1)
+    job = ("one", print, 1)
+    assert given == [(job, {"limits": (0, 600.0)}), (job, {"limits": (5, 2.0)})]
+
+
+def test_kernel_is_not_blamed_where_nothing_is_known():
+    assert (str(End(-9)), End(-9)) == ("SIGKILL", (-9, False))

@@ -139,3 +139,17 @@ def test_error_of_a_disk_is_not_hidden_by_what_follows(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left on device"):
         write_version(tmp_path, lambda version: {"a": b""})
     assert os.listdir(tmp_path) == []
+
+
+def test_folder_that_another_publication_makes_meanwhile_is_no_error(tmp_path, monkeypatch):
+    folder, is_dir = tmp_path / "net", Path.is_dir
+
+    def unseen(path):
+        found = is_dir(path)
+        if not os.path.isdir(path):
+            os.mkdir(path)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_dir", unseen)
+        assert write_version(folder, lambda version: {}).name == "1"

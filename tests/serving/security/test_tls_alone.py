@@ -238,3 +238,23 @@ def test_own_certificate_is_for_its_names_and_by_whom_it_is(config, authority, t
     file = self_signed(late, "localhost", days=-1)
     security = SecurityConfig(tls_cert=file, tls_key=file)
     assert own_certificate(security) == OwnCertificate((), False), "nobody would trust it"
+
+
+def test_certificate_is_for_the_host_that_is_called(authority, config):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_alpn_protocols(["h2"])
+    authority.configure_trust(context)
+    with pytest.raises(ssl.SSLCertVerificationError, match="other"):
+        exchange(Tls(context, "other.example"), Tls(load(config)))
+
+
+def test_nobody_is_asked_for_a_password(config, monkeypatch):
+    """On a terminal the server would wait for one."""
+    given = []
+
+    def load_cert_chain(context, cert, key, **options):
+        given.append((cert, key, options["password"]()))
+
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", load_cert_chain)
+    load(config)
+    assert given == [(config.tls_cert, config.tls_key, "")]

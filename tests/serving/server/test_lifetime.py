@@ -239,3 +239,14 @@ def test_hang_up_is_told_to_systemd_until_all_is_loaded(notes):
     (done,) = asked
     done()
     assert notes == ["RELOADING=1", "READY=1"]
+
+
+@pytest.mark.parametrize(("url", "more"), [(None, {}), ("http://h:1", {"http": "http://h:1"})])
+def test_ready_line_has_the_url_of_http(url, more, monkeypatch):
+    said: list[Any] = []
+    monkeypatch.setattr(lifetime, "announce", lambda *facts, **more: said.append((facts, more)))
+    server: Any = SimpleNamespace(
+        http_url=url, report=lambda: "report", address="a", metrics_address="m", config="config"
+    )
+    lifetime._announce(server)
+    assert said == [(("report", "a", "m", "config"), more)]

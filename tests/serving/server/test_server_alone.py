@@ -9,6 +9,7 @@ import pytest
 
 from serving.config import BatchingConfig, ServerConfig
 from serving.oip.queries import Queries
+from serving.protocols.health import Health
 from serving.router import Router
 from serving.server.server import Server
 from serving.system.usage import Usage
@@ -229,3 +230,16 @@ async def test_report_has_the_processes_of_handlers(router, monkeypatch):
     usages = {("digits", "2"): HandlerUsage(1, 2, 3)}
     monkeypatch.setattr(router, "handlers", lambda: usages)
     assert server_of(router).report().handlers == usages
+
+
+async def test_health_is_that_of_each_service(router, monkeypatch):
+    made: list[Any] = []
+
+    class Noted(Health):
+        def __init__(self, services, *facts):
+            made.append({name: model() for name, model in services.items()})
+            super().__init__(services, *facts)
+
+    monkeypatch.setattr("serving.server.server.Health", Noted)
+    server_of(router)
+    assert made == [{"inference.GRPCInferenceService": "", "digits.v1.DigitClassifier": "digits"}]

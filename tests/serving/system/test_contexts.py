@@ -1,11 +1,13 @@
 """What is changed for a while is changed back, where the work in it fails, too."""
 
 import signal
+from random import Random
 
 import pytest
 
 from serving.system import libc
 from serving.system.crash_record import CrashRecord, number_of
+from serving.system.host import Host
 from serving.system.interrupts import ended_by_sigterm
 from serving.system.libc import without_free_blocks
 
@@ -69,3 +71,13 @@ def test_run_that_fails_is_no_culprit_of_a_later_crash():
         with pytest.raises(Failed):
             run({})
     assert record.culprits() == frozenset()
+
+
+def test_machine_guards_no_run_and_draws_at_random():
+    """Two kinds of chance: what is drawn for checks changes nothing that callers see."""
+    host = Host()
+    run = host.guard(("m", "1"), len)
+    assert run is len
+    assert isinstance(host.random, Random)
+    assert isinstance(host.checks_random, Random)
+    assert host.random is not host.checks_random

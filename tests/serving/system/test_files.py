@@ -14,6 +14,8 @@ def test_regular_files_are_read_up_to_the_limit(tmp_path):
     path.write_bytes(b"12345")
     link.symlink_to(path)
     assert read_regular(path, 5) == read_regular(link, 6) == b"12345"
+    with open_regular(link, 5) as file:
+        assert file.read() == b"12345"
     with pytest.raises(OSError, match="5 bytes, at most 4 expected"):
         read_regular(path, 4)
     with pytest.raises(OSError, match="symbolic links"):

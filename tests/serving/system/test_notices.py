@@ -412,3 +412,40 @@ def test_fewer_runners_will_do_but_one_is_needed(most, monkeypatch):
     put()
     put()
     assert len(runners.made) == 1
+
+
+@pytest.mark.parametrize("before", [-1, 7])
+def test_signals_write_to_a_pipe_unless_another_loop_has_one(before, monkeypatch):
+    """A pipe that is full is no reason for a warning on stderr."""
+    given = []
+
+    def set_wakeup_fd(number, **options):
+        given.append((number, options))
+        return before
+
+    monkeypatch.setattr(signal, "set_wakeup_fd", set_wakeup_fd)
+    reader = signals._woken_by_signals.__wrapped__()
+    (writer, options), *rest = given
+    assert options == {"warn_on_full_buffer": False}
+    assert rest == ([] if before == -1 else [(7, options)])
+    os.write(writer, b"x")
+    assert os.read(reader, 9) == b"x"
+    for each in reader, writer:
+        os.close(each)
+
+
+@pytest.mark.parametrize("way", ["bind", "reserve"])
+def test_name_is_looked_up_for_a_port_that_listens(way, monkeypatch):
+    """An empty one is all addresses of the machine."""
+    asked = []
+
+    def getaddrinfo(host, port, **options):
+        asked.append((host, port, options))
+        raise OSError(errno.EADDRNOTAVAIL, "no")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    open_port = partial(bind, "", 7) if way == "bind" else reserved_port("", 7).__enter__
+    with pytest.raises(ConfigurationError):
+        open_port()
+    options = {"type": socket.SOCK_STREAM, "flags": socket.AI_PASSIVE}
+    assert asked == [("", 7, options)]

@@ -77,7 +77,7 @@ def test_start_is_in_seconds_since_1970(proc, monkeypatch):
 def test_without_proc_all_is_zero(tmp_path, monkeypatch):
     monkeypatch.setattr(usage, "_PROC", tmp_path / "none")
     found = Usage.now(), memory(RESIDENT), waited_for_cores_s(), start_time_s()
-    assert found == (Usage(), 0, 0.0, 0.0)
+    assert found == (Usage(0, 0, 0, 0), 0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(

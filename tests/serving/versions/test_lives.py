@@ -14,10 +14,17 @@ from typing import Any, ClassVar
 import pytest
 
 from serving.config import ModelConfig
-from serving.errors import CorruptModel, ModelNotFound, ServingError
+from serving.errors import (
+    ConfigurationError,
+    CorruptModel,
+    ModelNotFound,
+    ServingError,
+    Unavailable,
+)
 from serving.model.loading import LoadOptions
 from serving.model.settings import NO_SETTINGS
 from serving.tensors import Tensor, TensorSignature
+from serving.versions import catalog as catalog_module
 from serving.versions import folder
 from serving.versions.catalog import Catalog
 from serving.versions.folder import ModelFolder
@@ -582,3 +589,126 @@ def test_versions_are_loaded_with_the_settings_beside_them(tmp_path, fakes, monk
     world.publish("a", "2", GOOD)
     assert world.catalog.reload()
     assert [each.max_batch_size for each in asked] == [NO_SETTINGS.max_batch_size, 5]
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind"), [(None, CorruptModel), (MemoryError(), Unavailable)], ids=["lasts", "passes"]
+)
+def test_start_of_the_only_model_fails_by_its_own_reason(cause, kind, tmp_path, fakes, monkeypatch):
+    def fail(self):
+        raise CorruptModel("1: it can't be read") from cause
+
+    World(tmp_path, 0)
+    monkeypatch.setattr(Loading, "read", fail)
+    with pytest.raises(kind) as caught:
+        Catalog(ModelConfig(models=tmp_path, device="cpu"))
+    assert str(caught.value) == "no version of a is good: 1 (1: it can't be read)"
+
+
+def test_batching_is_of_a_model_that_is_there(tmp_path, fakes):
+    World(tmp_path, 0)
+    with pytest.raises(ConfigurationError, match=r"^batch must be about a model: a, got 'x=never'"):
+        Catalog(ModelConfig(models=tmp_path, device="cpu", batch=("x=never",)))
+
+
+def test_repository_of_a_url_is_copied_at_each_look(tmp_path, fakes, monkeypatch):
+    world, copied = World(tmp_path / "1", 0), []
+
+    class Remote:
+        def __init__(self, *facts):
+            copied.append(facts)
+
+        def fetch(self):
+            copied.append("fetched")
+            return tmp_path / str(copied.count("fetched"))
+
+    monkeypatch.setattr(catalog_module, "RemoteRepository", Remote)
+    config = ModelConfig(url="memory://it", model_cache=tmp_path, device="cpu", allow_handlers=True)
+    catalog = Catalog(config)
+    shutil.copytree(tmp_path / "1", tmp_path / "2")
+    world.root = tmp_path / "2"
+    world.publish("a", "2", GOOD)
+    assert catalog.reload()
+    assert catalog.models["a"].default_version == "2"
+    assert copied == [("memory://it", tmp_path), "fetched", "fetched"]
+    assert not catalog._folders["a"].may_have_handlers, "code from elsewhere does not run"
+
+
+@pytest.fixture
+def closed(monkeypatch):
+    """The models that were closed: their handlers have processes."""
+    found: list[Any] = []
+    monkeypatch.setattr(Model, "close", lambda self: found.append(self.text.split()[1]))
+    return found
+
+
+@pytest.mark.parametrize("has_other", [True, False])
+def test_models_that_call_one_another_are_not_served(
+    has_other, tmp_path, fakes, monkeypatch, closed
+):
+    class Circular(Loading):
+        def __init__(self, place, number, options):
+            super().__init__(place, number, options)
+            self.uses = {"a": ("b",), "b": ("a",)}.get(place.name, ())
+
+        def judge(self):
+            super().judge()
+            self.loaded.uses = self.uses
+
+    world = World(tmp_path, 0)
+    world.publish("b", "1", GOOD)
+    if has_other:
+        world.publish("c", "1", GOOD)
+    monkeypatch.setattr(folder, "Loading", Circular)
+    config = ModelConfig(models=tmp_path, device="cpu")
+    if has_other:
+        catalog = Catalog(config)
+        assert ([*catalog.models], [*catalog.failures]) == (["c"], ["a", "b"])
+    else:
+        with pytest.raises(CorruptModel, match=r"^no model can be served: a \(.*; b \("):
+            Catalog(config)
+    assert sorted(closed) == ["1", "2"]
+
+
+@pytest.mark.parametrize("may_be_missing", [True, False])
+def test_models_that_are_named_are_all_served_or_none(may_be_missing, tmp_path, fakes, closed):
+    world = World(tmp_path, 0)
+    world.publish("b", "1", DAMAGED)
+    config = ModelConfig(
+        models=tmp_path, device="cpu", names=("a", "b"), allow_missing=may_be_missing
+    )
+    reason = "no version of b is good: 1 (1: it is damaged)"
+    if may_be_missing:
+        catalog = Catalog(config)
+        assert ([*catalog.models], catalog.missing, closed) == (["a"], {"b": reason}, [])
+        return
+    with pytest.raises(CorruptModel) as caught:
+        Catalog(config)
+    assert str(caught.value) == (
+        f"can't be served, although named: b ({reason}); --allow-missing serves the others"
+    )
+    assert closed == ["1"]
+
+
+def test_trouble_of_the_start_is_not_logged_again(tmp_path, fakes, caplog):
+    world = World(tmp_path, 0)
+    world.publish("b", "1", DAMAGED)
+    catalog, counts = Catalog(ModelConfig(models=tmp_path, device="cpu")), Counter()
+    catalog.count_reload = lambda outcome: counts.update([outcome])
+    assert caplog.messages[-1].startswith("model b is not served: ")
+    caplog.clear()
+    assert not catalog.reload()
+    assert (caplog.messages, counts) == ([], {})
+
+
+def test_model_that_is_gone_is_dropped_and_named(tmp_path, fakes, caplog):
+    world = World(tmp_path, 0)
+    world.publish("b", "1", GOOD)
+    assert world.catalog.reload()
+    shutil.rmtree(tmp_path / "a")
+    changes: list[Any] = []
+    world.catalog.on_change = lambda *change: changes.append(change)
+    assert world.catalog.reload()
+    assert caplog.messages == ["model a is gone from the repository: it is dropped"]
+    assert ([*world.catalog.models], changes) == (["b"], [("a", None)])
+    assert "a" not in world.catalog._folders
