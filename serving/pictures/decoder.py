@@ -4,6 +4,7 @@ This module imports Pillow; `reader.from_picture` imports it and reports a missi
 """
 
 import io
+import math
 import sys
 from collections.abc import Callable
 from functools import cache, partial
@@ -220,17 +221,23 @@ def read_colours(source: str | Path | BinaryIO) -> Images:
 
     def pixels(picture: Image.Image) -> Images:
         require_memory(picture)
-        return np.array(_in_mode(picture, "RGB"))
+        return np.array(_in_mode(picture, "RGB", max(picture.size)))
 
     return read(source, pixels)
 
 
-def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
-    """Convert to grey levels ("L") or colours ("RGB"); what is transparent becomes white."""
+def _in_mode(picture: Image.Image, mode: str, max_side: int = MAX_SIDE * 2) -> Image.Image:
+    """Convert to grey levels ("L") or colours ("RGB"); what is transparent becomes white.
+
+    Args:
+        picture: one of more than 8 bits a level may lose rows and columns, if it is far larger than
+            `max_side`.
+        mode: the wanted one.
+        max_side: pixels a side that suffice.
+    """
     ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode[0] in "IF":  # more than 8 bits: Pillow's own conversion would clip at 255
-        levels = _levels(_floats(picture, MAX_SIDE * 2))
-        picture = Image.fromarray(np.rint(levels).astype(np.uint8))
+        picture = Image.fromarray(_in_bytes(np.asarray(_floats(picture, max_side))))
     if picture.has_transparency_data:
         inked, picture = picture.convert("RGBA"), Image.new("RGB", picture.size, "white")
         picture.paste(inked, mask=inked)
@@ -282,11 +289,25 @@ def _floats(picture: Image.Image, max_side: int) -> Image.Image:
 def _levels(picture: Image.Image) -> Grey:
     """Scale to 0 to 255 by the used bits: cameras store 10 or 12 bits in 16."""
     levels = np.asarray(picture, np.float64)
-    levels = levels - min(0, levels.min())
-    top = levels.max()
-    full = 1.0 if top <= 1 else 2.0 ** max(8, np.ceil(np.log2(top + 1))) - 1  # 1: floats of 0 to 1
-    grey: Grey = (levels * (255 / full)).astype(np.float32)
+    low, full = _used(levels)
+    grey: Grey = ((levels - low) * (255 / full)).astype(np.float32)
     return grey
+
+
+def _in_bytes(levels: Grey) -> npt.NDArray[np.uint8]:
+    """Scale to whole levels of 0 to 255, as `_levels` does, without a second array of floats."""
+    low, full = _used(levels)
+    scaled = np.empty(levels.shape, np.uint8)
+    for row, line in enumerate(levels):
+        scaled[row] = np.rint((line.astype(np.float64) - low) * (255 / full))
+    return scaled
+
+
+def _used(levels: npt.NDArray[Any]) -> tuple[float, float]:
+    """Return the level that is black, and how far above it white is, by the bits that are used."""
+    low = min(0.0, float(levels.min()))
+    top = float(levels.max()) - low
+    return low, 1.0 if top <= 1 else 2.0 ** max(8, math.ceil(math.log2(top + 1))) - 1
 
 
 def _opaque(picture: Image.Image) -> npt.NDArray[np.float32]:

@@ -207,3 +207,13 @@ def test_remarks_of_pillow_alone_are_silenced():
     assert module.match("PIL.Image")
     assert not module.match("serving.pictures")
     logger.setLevel(before)
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16"])
+def test_colours_have_every_pixel_of_a_large_picture(mode):
+    levels = np.arange(4100, dtype=np.uint16) % 250
+    picture = Image.fromarray(np.stack([levels, levels]) * (1 if mode == "L" else 257))
+    picture = picture.convert("L") if mode == "L" else picture
+    pixels = read_colours(io.BytesIO(encoded(picture, "PNG")))
+    assert pixels.shape == (2, 4100, 3)
+    np.testing.assert_array_equal(pixels, np.stack([levels, levels])[..., None].repeat(3, -1))
