@@ -55,8 +55,13 @@ def _input(index: int) -> Callable[[Node], list[str]]:
     return lambda node: [node.value(index).dtype if node.has(index) else ""]
 
 
-def _named(attribute: str, default: str = "") -> Callable[[Node], list[str]]:
-    return lambda node: [NAMES.get(node.number(attribute, 0), default)]
+def _named(attribute: str) -> Callable[[Node], list[str]]:
+    return lambda node: [NAMES.get(node.number(attribute, 0), "")]
+
+
+def _named_or_first(attribute: str) -> Callable[[Node], list[str]]:
+    """As the attribute says; without it as the first input."""
+    return lambda node: [NAMES.get(node.number(attribute, 0), node.value(0).dtype)]
 
 
 def _written(node: Node) -> list[str]:
@@ -113,7 +118,7 @@ _DTYPES: dict[str, Callable[[Node], list[str]]] = {
     "Cast": _named("to"),
     "Constant": _written,
     "ConstantOfShape": _filled,
-    "EyeLike": _named("dtype", "float32"),
+    "EyeLike": _named_or_first("dtype"),
     "LabelEncoder": _encoded,
     "OneHot": _input(2),
     "QuantizeLinear": _quantized,
