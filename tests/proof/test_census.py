@@ -302,7 +302,6 @@ def node_of(operator, *inputs):
         ("Neg", [whole(1)], set()), ("Gather", [ROW, whole(-1)], set()),
         ("Add", [ROW, Value((ONE, ONE, ONE))], {"more axes than rows"}),
     ],
-    ids=str,
 )  # fmt: skip
 def test_parameters_of_a_node_are_of_this_kind(operator, inputs, expected):
     assert traits_of(node_of(operator, *inputs)) == expected
