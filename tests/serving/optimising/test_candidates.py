@@ -1,3 +1,4 @@
+from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
@@ -241,8 +242,9 @@ def test_range_of_masks_is_wild_and_that_of_numbers_alike_narrow(low, high, is_w
 @pytest.fixture
 def quantizers(monkeypatch):
     """What ONNX Runtime's quantizers are asked for."""
-    from onnxruntime.quantization import calibrate, qdq_quantizer
-
+    calibrate, qdq_quantizer = (
+        import_module(f"onnxruntime.quantization.{name}") for name in ("calibrate", "qdq_quantizer")
+    )
     asked = SimpleNamespace(calibrators=[], static=[], dynamic=[], errors=[])
     calibrator, static = calibrate.create_calibrator, qdq_quantizer.QDQQuantizer
 
