@@ -71,7 +71,7 @@ verify-gpu: $(INSTALLED)  ## train, export and measure on a GPU (25 min); DEVICE
 		--models build/verify/models \
 		$(if $(filter cpu,$(DEVICE)),--seconds 0.05 --rounds 1,--output benchmarks/results/gpu.json)
 
-check: lint  ## lint, types, and the tests that start no process (80 s)
+check: lint  ## lint, types, and the tests that start no process (95 s)
 	$(RUN) -m pytest -q -n 2 --dist loadfile -m "not process and not slow $(addprefix and not ,$(APART))"
 
 # Of two cores two workers use 70 %: tests wait for starts, ends and deadlines of servers.
@@ -103,7 +103,7 @@ test-deploy: $(INSTALLED) .venv-edge/.installed .venv-ray/.installed  ## the fil
 	deploy/check
 	$(RUN) -m pytest -q -m deploy tests/deploy
 
-test-packaging: $(INSTALLED)  ## build wheel and sdist, install each extra apart and use it (7 min)
+test-packaging: $(INSTALLED)  ## build wheel and sdist, install each extra apart and use it (2 to 7 min, by the downloads)
 	$(RUN) -m pytest -q -m packaging tests/packaging
 
 lint: $(INSTALLED)  ## ruff and mypy

@@ -111,8 +111,11 @@ class Figures:
 
     def cost_us(self, cell: Cell) -> float | None:
         """Return the target's processor time for a row, in microseconds, at the median."""
-        costs = [(s.cpu_us_per_call or 0.0) / s.batch for s in self.valid(cell)]
-        costs = [cost for cost in costs if cost > 0]  # less, where it could not be read at the end
+        costs = [
+            cost_us / each.batch
+            for each in self.valid(cell)
+            if (cost_us := each.cpu_us_per_call or 0.0) > 0.0  # less, where it was not read
+        ]
         return median(costs) if costs else None
 
     def gain(self, cell: Cell) -> Interval | None:

@@ -167,11 +167,13 @@ def _rates(figures: Figures, model: str, protocol: str) -> tuple[list[str], list
 def _loads(figures: Figures, model: str) -> list[_Line]:
     """Return each server's p99 by the rate that was offered, in the protocol of its name."""
     points: dict[Spec, list[tuple[float, float]]] = {}
-    for cell in figures.rounds:
-        p99_s = figures.latency_s(cell, 0.99)
-        if len(figures.rounds[cell]) == 1 < len(figures.samples[cell]):
+    for cell, rounds in figures.rounds.items():
+        if (cell.model, cell.scenario) != (model, "Load"):
+            continue
+        if len(rounds) == 1 < len(figures.samples[cell]):
             continue  # the others are void: one round is no median
-        if (cell.model, cell.scenario) == (model, "Load") and p99_s is not None:
+        p99_s = figures.latency_s(cell, 0.99)
+        if p99_s is not None:
             offered = median(sample.offered_per_s or 0.0 for sample in figures.valid(cell))
             points.setdefault(cell.spec, []).append((offered, p99_s))
     lines = []

@@ -44,6 +44,7 @@ _RESIZE: dict[str, Callable[..., Image.Image]] = {
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, range(5, 9)
 """The tag of EXIF, and its values for a picture that is turned by 90 degrees."""
 Grey = npt.NDArray[np.float32]
+_Doubles = npt.NDArray[np.float64]
 
 
 def read(source: str | Path | BinaryIO, make: Callable[[Image.Image], _Made]) -> _Made:
@@ -289,25 +290,25 @@ def _floats(picture: Image.Image, max_side: int) -> Image.Image:
 def _levels(picture: Image.Image) -> Grey:
     """Scale to 0 to 255 by the used bits: cameras store 10 or 12 bits in 16."""
     levels = np.asarray(picture, np.float64)
-    low, full = _used(levels)
-    grey: Grey = ((levels - low) * (255 / full)).astype(np.float32)
+    grey: Grey = _scale(levels)(levels).astype(np.float32)
     return grey
 
 
 def _in_bytes(levels: Grey) -> npt.NDArray[np.uint8]:
     """Scale to whole levels of 0 to 255, as `_levels` does, without a second array of floats."""
-    low, full = _used(levels)
+    scale = _scale(levels)
     scaled = np.empty(levels.shape, np.uint8)
     for row, line in enumerate(levels):
-        scaled[row] = np.rint((line.astype(np.float64) - low) * (255 / full))
+        scaled[row] = np.rint(scale(line.astype(np.float64)))
     return scaled
 
 
-def _used(levels: npt.NDArray[Any]) -> tuple[float, float]:
-    """Return the level that is black, and how far above it white is, by the bits that are used."""
+def _scale(levels: npt.NDArray[Any]) -> Callable[[_Doubles], _Doubles]:
+    """Return what scales some of these levels to 0 to 255, by the bits that they all use."""
     low = min(0.0, float(levels.min()))
     top = float(levels.max()) - low
-    return low, 1.0 if top <= 1 else 2.0 ** max(8, math.ceil(math.log2(top + 1))) - 1
+    full = 1.0 if top <= 1 else 2.0 ** max(8, math.ceil(math.log2(top + 1))) - 1
+    return lambda some: (some - low) * (255 / full)
 
 
 def _opaque(picture: Image.Image) -> npt.NDArray[np.float32]:

@@ -56,12 +56,13 @@ def _input(index: int) -> Callable[[Node], list[str]]:
 
 
 def _named(attribute: str) -> Callable[[Node], list[str]]:
-    return lambda node: [NAMES.get(node.number(attribute, 0), "")]
-
-
-def _named_or_first(attribute: str) -> Callable[[Node], list[str]]:
     """As the attribute says; without it as the first input."""
-    return lambda node: [NAMES.get(node.number(attribute, 0), node.value(0).dtype)]
+
+    def named(node: Node) -> list[str]:
+        number = node.number(attribute, 0)
+        return [NAMES.get(number, "") if number else node.value(0).dtype]
+
+    return named
 
 
 def _written(node: Node) -> list[str]:
@@ -118,7 +119,7 @@ _DTYPES: dict[str, Callable[[Node], list[str]]] = {
     "Cast": _named("to"),
     "Constant": _written,
     "ConstantOfShape": _filled,
-    "EyeLike": _named_or_first("dtype"),
+    "EyeLike": _named("dtype"),
     "LabelEncoder": _encoded,
     "OneHot": _input(2),
     "QuantizeLinear": _quantized,

@@ -136,8 +136,8 @@ def waited_for_cores_s() -> float:
     The sum over its living threads, from /proc/PID/task/TID/schedstat; 0 where there is none.
     """
     waited_ns = 0
-    with suppress(OSError):  # no /proc, or a thread has ended
-        for path in (_PROC / "task").glob("*/schedstat"):
+    for path in (_PROC / "task").glob("*/schedstat"):
+        with suppress(OSError):  # the thread has ended
             waited_ns += int(path.read_text("ascii").split()[1])
     return waited_ns / 1e9
 

@@ -1,7 +1,6 @@
 """`classify`: files, folders and stdin in; answers out as they are made, in the input's order."""
 
 import csv
-import io
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from serving.commandline.progress import Bar
 from serving.commandline.terminal import escape
 from serving.tensors import Signature
 from tests.serving.model import templates
+from tests.support.fakes import Terminal
 from tests.support.servers import ended, program, running_server
 
 COMMAND = [sys.executable, "-m", "serving", "classify"]
@@ -164,11 +164,6 @@ def test_processes_read_in_the_inputs_order(models, folder, tmp_path, run, monke
     names = [answer["picture"].removeprefix(f"{folder}/") for answer in found]
     assert [name.removeprefix(f"{tmp_path}/") for name in names] == expected
     assert ["error" in answer for answer in found] == [name == "missing.png" for name in expected]
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 def test_terminal_has_a_progress_bar_that_makes_room_for_answers():

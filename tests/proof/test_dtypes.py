@@ -147,6 +147,7 @@ EIGHT = [*"abcdefgh"]
         ("ConstantOfShape", ["int64"], {"value": tensor(INT8)}, ["int8"]),
         ("EyeLike", ["float64"], {"dtype": 7}, ["int64"]),
         ("EyeLike", ["float64"], {}, ["float64"]),
+        ("EyeLike", ["float64"], {"dtype": 99}, [""]),
         ("QuantizeLinear", ["float32", "float32", "int8"], {}, ["int8"]),
         ("QuantizeLinear", ["float32", "float32"], {"output_dtype": 3}, ["int8"]),
         ("QuantizeLinear", ["float32", "float32"], {}, ["uint8"]),

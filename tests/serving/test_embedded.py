@@ -24,7 +24,7 @@ from serving.model.loaded import LoadedModel
 from serving.model.settings import ModelSettings
 from serving.tensors import Outputs
 from tests.serving.model.graphs import model, node, save, two_layers, value
-from tests.support.fakes import MANIFEST, FakeModel, images_of
+from tests.support.fakes import MANIFEST, FakeModel, called_soon, images_of
 
 
 @pytest.fixture(scope="module")
@@ -303,16 +303,10 @@ async def test_work_on_a_thread_knows_that_nobody_waits_for_it(way):
 
 async def test_turn_of_a_loop_begins_one_run(monkeypatch):
     """However many calls come in it; the calls of the next turn begin another one."""
-    loop, starts = asyncio.get_running_loop(), []
-    call_soon = loop.call_soon
-
-    def noted(callback, *args, **more):
-        if getattr(callback, "__func__", None) is JoinedCalls._start:
-            starts.append(callback)
-        return call_soon(callback, *args, **more)
-
-    monkeypatch.setattr(loop, "call_soon", noted)
-    calls = JoinedCalls(loop, lambda feeds: Outputs(feeds, "1"), 8, 1)
+    starts = called_soon(
+        monkeypatch, lambda each: getattr(each, "__func__", None) is JoinedCalls._start
+    )
+    calls = JoinedCalls(asyncio.get_running_loop(), lambda feeds: Outputs(feeds, "1"), 8, 1)
     for number in (1, 2):
         answers = [calls.run({"x": np.full((1, 1), value)}) for value in range(3)]
         found = await asyncio.gather(*answers)

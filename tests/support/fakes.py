@@ -1,6 +1,7 @@
 """Stand-ins for a model, with gates instead of sleeps, and a clock that the test moves."""
 
 import asyncio
+import io
 import threading
 import time
 from collections import deque
@@ -259,14 +260,35 @@ class FakeOwner:
 class FakeClock:
     """A monotonic clock in seconds that moves only when a test moves it."""
 
-    def __init__(self):
-        self.now_s = 0.0
+    def __init__(self, now_s=0.0):
+        self.now_s = now_s
 
     def __call__(self):
         return self.now_s
 
     def advance(self, seconds):
         self.now_s += seconds
+
+
+class Terminal(io.StringIO):
+    """What a program writes to a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def called_soon(monkeypatch, is_asked):
+    """The list of the callbacks, of those that are asked for, that the running loop is given."""
+    loop, found = asyncio.get_running_loop(), []
+    call_soon = loop.call_soon
+
+    def noted(callback, *args, **more):
+        if is_asked(callback):
+            found.append(callback)
+        return call_soon(callback, *args, **more)
+
+    monkeypatch.setattr(loop, "call_soon", noted)
+    return found
 
 
 _BUNDLED = PRETRAINED / "digits"

@@ -6,13 +6,8 @@ import pytest
 
 from serving.commandline import progress
 from serving.commandline.progress import Bar
-from tests.support.fakes import FakeClock
+from tests.support.fakes import FakeClock, Terminal
 from tests.support.locks import KeptLock, handed_in, waits
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 @pytest.fixture

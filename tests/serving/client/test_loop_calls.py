@@ -12,6 +12,7 @@ from serving.http2 import frames
 from serving.http2.frames import frame
 from serving.protocols.status import Failure, StatusCode
 from tests.serving.client.test_session import HELLO, OK, data, headers, of_call
+from tests.support.fakes import called_soon
 
 
 class Wire:
@@ -229,16 +230,10 @@ async def test_late_call_is_late_though_the_server_is_silent_too(monkeypatch):
 
 
 async def test_turn_writes_once_however_many_calls_it_begins(monkeypatch):
-    setting, flushes = Setting().connected(), []
-    loop = asyncio.get_running_loop()
-    call_soon = loop.call_soon
-
-    def noted(callback, *args, **more):
-        if getattr(callback, "__self__", None) is setting.connection:
-            flushes.append(callback)
-        return call_soon(callback, *args, **more)
-
-    monkeypatch.setattr(loop, "call_soon", noted)
+    setting = Setting().connected()
+    flushes = called_soon(
+        monkeypatch, lambda each: getattr(each, "__self__", None) is setting.connection
+    )
     for _ in range(2):
         calls = [setting.start() for _ in range(3)]
         await turns()

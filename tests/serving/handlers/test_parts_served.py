@@ -1,6 +1,7 @@
 """A model that answers in parts, over gRPC, as its protocol has it."""
 
 import json
+import queue
 import threading
 
 import grpc
@@ -118,14 +119,23 @@ def test_model_of_one_answer_marks_it_as_the_end_where_that_is_wanted(channel):
 
 
 def test_requests_of_a_stream_interleave_and_each_keeps_its_order(channel):
-    requests = [request("many:20", identifier=str(each), **{END: True}) for each in range(10)]
-    answers = [*stream(channel, requests)]
+    asked = queue.SimpleQueue()
+    asked.put(request("many:1000000000", identifier="0"))
+    answers = stream(channel, iter(asked.get, None))
     found = {each: [] for each in map(str, range(10))}
-    for each in answers:
-        found[each.infer_response.id].append(token_of(each))
-    assert all(tokens == [*map(str, range(20)), None] for tokens in found.values())
-    order = [each.infer_response.id for each in answers]
-    assert order != sorted(order)
+    found["0"].append(token_of(next(answers)))
+    others = [*found][1:]
+    for each in others:
+        asked.put(request("many:20", identifier=each, **{END: True}))
+    while not all(None in found[each] for each in others):
+        answer = next(answers)
+        found[answer.infer_response.id].append(token_of(answer))
+    assert next(each for each in answers if each.infer_response.id == "0")  # it goes on
+    answers.cancel()
+    asked.put(None)
+    assert all(found[each] == [*map(str, range(20)), None] for each in others)
+    assert found["0"] == [*map(str, range(len(found["0"])))]
+    wait_until(lambda: num_open(channel) == 1)
 
 
 def test_error_in_the_middle_is_an_answer_behind_the_parts(channel):

@@ -8,7 +8,6 @@ import warnings
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from importlib import import_module
-from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +31,7 @@ from serving.optimising.served import Served
 from serving.optimising.source import NothingToGain, OptimizedSource
 from serving.publishing.manifest import digests
 from serving.tensors import Tensor, TensorSignature
+from tests.support.fakes import Terminal
 
 module = import_module("serving.optimising.optimize")
 INT8, NBITS = Candidate(kind="int8"), Candidate(kind="nbits")
@@ -55,11 +55,6 @@ class Model:
 
     def classify(self, images):
         return np.float32([[0.25, 0.75]] * len(images))
-
-
-class Terminal(StringIO):
-    def isatty(self):
-        return True
 
 
 def rates(rate):

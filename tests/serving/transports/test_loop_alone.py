@@ -14,22 +14,16 @@ from serving.transports import loop as module
 from serving.transports.draining import Drain
 from serving.transports.loop import Loop, LoopPhase, Reader
 from serving.transports.peer import READ, WRITE, Peer, State
+from tests.support.fakes import FakeClock
 
 READY = selectors.EVENT_READ
-
-
-class Clock:
-    now_s = 100.0
-
-    def __call__(self):
-        return self.now_s
 
 
 class World:
     """A loop without ports, and what its router is asked for."""
 
     def __init__(self, *, poll=False, slo_s=1.0):
-        self.clock = Clock()
+        self.clock = FakeClock(100.0)
         self.router: Any = SimpleNamespace(
             batching=SimpleNamespace(slo_s=slo_s), attach=lambda loop: None, served=(),
             is_busy=False, keeps_headers=False, prune=lambda: None,
@@ -42,7 +36,7 @@ class World:
         self.woken += 1
 
     def turn(self, seconds=0.0):
-        self.clock.now_s += seconds
+        self.clock.advance(seconds)
         self.loop.turn([])
         return self.loop.timeout_s()
 
@@ -237,7 +231,7 @@ class Read:
     """Connections on real sockets, each read of which takes as long as the test says."""
 
     def __init__(self, number, cost_s=0.0, round_s=0.01):
-        self.clock = Clock()
+        self.clock = FakeClock(100.0)
         self.cost_s = cost_s
         self.read: list[Any] = []
         self.flushed: list[Any] = []
