@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import gc
 import inspect
 import logging
 import os
@@ -90,6 +91,12 @@ def has_starters(module):
     """Whether a module imports what starts processes; a function of its own may have the name."""
     names = STARTERS.intersection(vars(module))
     return any(getattr(vars(module)[name], "__module__", "") != module.__name__ for name in names)
+
+
+def pytest_collection_finish():
+    """Keep what collecting made out of the collections that tests ask for: 0.5 s each."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
