@@ -221,6 +221,20 @@ def test_body_has_a_minute_to_come_once_it_was_let_in(web):
     assert web.counted == [("Echo", "INVALID_ARGUMENT", NO_MODEL)]
 
 
+@pytest.mark.parametrize("size", [10, 20])
+def test_body_without_room_is_refused_and_its_method_does_not_begin(size, web):
+    web.port.calls.budget.max_bytes = 5
+    peer = web.peer()
+    head = post(b"", size).removesuffix(b"\r\n")
+    answer = web.send(peer, head + b"Expect: 100-continue\r\n\r\n" + bytes(10))
+    assert web.calls == []
+    assert answer.startswith(b"HTTP/1.1 429 ")
+    assert answer.count(b"HTTP/1.1 ") == 1, "and no more of it is asked for"
+    assert (peer.state, peer.engine.phase) == (State.LAST, ConnectionPhase.IDLE)
+    assert web.port.calls.budget._num_held == 0
+    assert web.counted == [("Echo", "RESOURCE_EXHAUSTED", NO_MODEL)]
+
+
 def test_request_of_a_caller_who_has_left_is_cancelled_and_counted_for_its_model(web):
     peer = web.peer()
     web.send(peer, get("/hang"))

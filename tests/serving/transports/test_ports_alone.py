@@ -49,9 +49,10 @@ from serving.transports.http_port import HttpEngine
 from serving.transports.peer import State, host_of, peer_of, public_headers
 from serving.transports.pools import OneThread, decoders
 from serving.transports.port import Port
-from serving.transports.port_limits import PortLimits
+from serving.transports.port_limits import PortLimits, max_message_bytes
 from serving.transports.sweeping import sweep
 from tests.support.fakes import TIMEOUT_S
+from tests.support.pages import cells
 
 # New connections
 
@@ -1007,6 +1008,20 @@ def test_refused_request_of_a_stream_is_answered_and_takes_nothing_twice():
     assert (call._taken, call._unpacked, call._owed, call.pending) == (0, 0, 0, [])
 
 
+def test_refused_request_without_an_answer_of_its_own_ends_the_stream():
+    call, port, peer = grpc_call()
+    went_on: list[bool] = []
+
+    async def step():
+        await call.answer_in_order(InvalidRequest("it is bad"), lambda error: None)
+        went_on.append(True)
+
+    call.start(step())
+    assert (call.is_over, went_on) == (True, []), "no further message is read"
+    assert [name for name, *_ in peer.engine.done] == ["refuse"]
+    assert port.counted == [("Rows", "INVALID_ARGUMENT", {"model": ("", "")})]
+
+
 # What leaves with a call's status
 
 
@@ -1014,8 +1029,11 @@ def test_headers_of_answers_are_these():
     assert grpc_headers.RESPONSE == ((b":status", b"200"), (b"content-type", b"application/grpc"))
     assert grpc_headers.OK == ((b"grpc-status", b"0"),)
     text = (b"content-type", b"text/plain")
-    assert (((b":status", b"405"), text), b"gRPC calls are POST requests\n") == NOT_POST
-    assert (((b":status", b"415"), text), b"expected content-type application/grpc\n") == NOT_GRPC
+    for changed, status, said in (
+        ({":method": "GET"}, b"405", b"gRPC calls are POST requests\n"),
+        ({"content-type": "text/html"}, b"415", b"expected content-type application/grpc\n"),
+    ):
+        assert meaning(**changed).refusal == (((b":status", status), text), said)
     assert {b"content-type", b"authorization", b"grpc-encoding"} == COUNTING
 
 
@@ -1138,6 +1156,21 @@ def test_new_connection_takes_the_place_of_the_longest_idle_one_of_who_has_most(
     peers, options, expected
 ):
     assert replaced(*peers, **options) == expected
+
+
+def test_port_has_as_many_connections_as_its_page_says():
+    """One more takes the place of the longest idle one."""
+    router: Any = SimpleNamespace(routes={})
+    limits = PortLimits(max_message_bytes=max_message_bytes(router))
+    promised = int(cells("limits.md", "connections", "Limits of the ports")[1].split(";")[0]
+                   .replace(",", ""))  # fmt: skip
+    for number, is_closed in ((promised - 1, False), (promised, True)):
+        peers = [Connected(active_s=float(number - at)) for at in range(number)]
+        port = FullPort(*peers)
+        port.limits = limits
+        port.accept(0.0, 0.0)
+        assert (peers[-1].state == State.CLOSED) is is_closed
+        assert (peers[0].state == State.CLOSED) is False
 
 
 def test_connection_with_a_token_keeps_its_place():
