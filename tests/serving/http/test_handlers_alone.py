@@ -608,8 +608,8 @@ def test_form_of_values_is_answered_file_by_file_and_says_which_is_wrong():
         return await run(rows, encoder, deadline_s)
 
     call.run = run_some
-    good = {"model_name": "m", "model_version": "3",
-            "outputs": [{"name": "y", "datatype": "FP32", "shape": [1], "data": [0.25]}]}  # fmt: skip
+    outputs = [{"name": "y", "datatype": "FP32", "shape": [1], "data": [0.25]}]
+    good = {"model_name": "m", "model_version": "3", "outputs": outputs}
     assert json.loads(bytes(reply_of(call).body)) == {"files": [
         {"name": "0", **good}, {"name": "1", "error": "it can't be read"}, {"name": "2", **good},
     ]}  # fmt: skip
