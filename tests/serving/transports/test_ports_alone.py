@@ -1194,6 +1194,17 @@ def test_connection_is_closed_though_its_calls_can_not_be_forgotten():
     assert (port._selector.done, port.noted, port.dropped) == ([], [0], [other])
 
 
+def test_peer_is_told_that_its_connection_is_over_though_its_calls_can_not_be_forgotten():
+    peer = Connected(end_reading=lambda: None)
+    peer.engine.done = told = []
+    port: Any = FullPort(peer, fails=True)
+    peer.engine.go_away = lambda: told.append("gone")
+    port.schedule_flush = lambda peer: told.append("to be flushed")
+    with pytest.raises(RuntimeError, match="a bug"):
+        port.leave(peer)
+    assert told == ["to be flushed", "gone"]
+
+
 # HTTP's connections
 
 
