@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from serving.system.libc import FREE_BYTES
+from serving.transports import byte_budget
 from serving.transports.byte_budget import Budget
 from tests.support.fakes import FakeClock
 
@@ -284,3 +286,91 @@ def test_answer_that_the_end_of_the_program_finds_is_not_waited_for(budget, monk
     assert budget.num_unsent == 30
     del answer
     assert budget.num_unsent == 0
+
+
+def test_newest_request_may_be_the_one_that_gives_way(budget):
+    """Its own bytes count for its address."""
+    first, second = Request(budget, 40, "a"), Request(budget, 70, "b")
+    first.come(40)
+    first.is_running = False
+    budget.hold(second, 70)
+    assert (first.is_refused, second.is_refused) == (False, True)
+
+
+def test_request_that_was_let_in_gives_way_last(budget):
+    """However large it is, and its caller's others."""
+    large = Request(budget, 95, "a")
+    large.come(90)
+    small = [Request(budget, 5, "b") for _ in range(3)]
+    for each in small:
+        each.come(4)
+    assert not large.is_refused
+    assert all(each.is_refused for each in small)
+    assert budget._num_held == 90
+
+
+class Asking(Request):
+    """A request that asks again as soon as it is let in, as those over HTTP do."""
+
+    def resume_reading(self):
+        self.found = self.budget.is_waiting(self), self.budget.admit(self, self.num_bytes)
+        super().resume_reading()
+
+
+def test_request_that_is_let_in_waits_no_more_and_has_its_room(budget):
+    first, second, third = Request(budget, 70), Asking(budget, 70), Asking(budget, 70)
+    for each in (first, second, third):
+        each.come(5)
+    first.end()
+    assert second.found == (False, True)
+    assert (second.is_read, third.is_read) == (True, False)
+    assert budget._num_reserved == 70
+    second.end()
+    assert third.found == (False, True)
+
+
+def test_request_that_ends_while_it_waits_for_more_room_is_not_let_in(budget):
+    """A stream's next message may be larger than its last one."""
+    stream = Request(budget, 40)
+    stream.come(5)
+    assert not budget.admit(stream, 90)
+    stream.is_read = False
+    stream.end()
+    assert not stream.is_read
+    assert (budget._num_reserved, budget.is_contended) == (0, False)
+
+
+@pytest.fixture
+def trimmed(monkeypatch, clock):
+    """When memory was given back to the kernel."""
+    times: list[float] = []
+    monkeypatch.setattr(byte_budget, "trim_memory", lambda: times.append(clock()))
+    return times
+
+
+@pytest.mark.parametrize("is_contended", [False, True])
+def test_memory_is_given_back_a_second_after_much_of_it_was_left(
+    is_contended, budget, clock, trimmed
+):
+    """Whether others wait for room or not, and once for all that was left by then."""
+    budget.max_bytes = FREE_BYTES * 10
+    if is_contended:
+        for _ in range(2):
+            Request(budget, FREE_BYTES * 6).come(5)
+        assert budget.is_contended
+    begun_s = clock()
+    for size in (FREE_BYTES + 1, FREE_BYTES):
+        gone = Long(size)
+        budget.hold_answer(gone)
+        del gone
+        budget.tick(clock())
+        clock.advance(0.5)
+    assert trimmed == []
+    gone = Long(FREE_BYTES + 1)
+    budget.hold_answer(gone)
+    del gone
+    budget.tick(clock())
+    assert trimmed == [begun_s + 1.0]
+    clock.advance(1.0)
+    budget.tick(clock())
+    assert trimmed == [begun_s + 1.0]
