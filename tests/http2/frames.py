@@ -282,6 +282,8 @@ _ROWS: list[tuple[str, str, bytes, str] | tuple[str, str, bytes, str, str]] = [
     ("http2/6.9/3", "WINDOW_UPDATE of 3 bytes", of(WINDOW_UPDATE, b"\0\0\1", 0, 0), GOAWAY_SIZE),
     ("http2/6.9.1/1", "an answer keeps to a window of 1", window(1) + CALL, "DATA 1"),
     ("http2/6.9.1/2", "a window over 2^31 - 1", update(0, MAX_WINDOW) * 2, GOAWAY_WINDOW),
+    ("frames/35", "a window of 2^31 - 1", update(0, MAX_WINDOW - 65_535) + ASK, PONG),
+    ("frames/36", "and of one byte more", update(0, MAX_WINDOW - 65_534), GOAWAY_WINDOW),
     ("http2/6.9.1/3", "a stream's window over 2^31 - 1", OPEN + update(1, MAX_WINDOW) * 2,
      RESET_WINDOW),
     ("http2/6.9.2/1", "a first window that grows later", window(0) + CALL + window(1), "DATA 1"),

@@ -276,6 +276,14 @@ def test_padding_is_given_back_to_the_streams_window():
     assert ONE in server.streams
 
 
+def test_no_more_is_asked_for_on_a_stream_whose_last_frame_has_padding():
+    server = started(stream_window_bytes=1000)
+    server.receive(OPEN, 0.0)
+    server.data_to_send()
+    server.receive(of(DATA, b"\xff" + bytes(100 + 255), PADDED | END_STREAM), 0.0)
+    assert server.data_to_send() == b""
+
+
 SIZES = {
     PRIORITY: {5}, RST_STREAM: {4}, PING: {8}, WINDOW_UPDATE: {4}, SETTINGS: {0, 6, 12, 18},
     GOAWAY: set(range(8, 19)),

@@ -233,3 +233,4 @@ def test_blocks_are_kept_until_the_encoders_table_changes():
     assert ours.blocks == {}
     assert ours.resized == b"\x20\x3f\x45"
     assert ours.encode(own) == first
+    assert ours.encode(own) == b"\xbe", "a smaller table has room, too"

@@ -299,6 +299,7 @@ def test_events_before_an_error_are_not_kept():
         ("HPACK bomb", f"{Limits().max_header_list_bytes >> 10} KiB and "
          f"{Limits().max_header_fields} fields of headers, decoded"),
     ],
+    ids=["resets", "blocks", "small frames", "headers"],
 )  # fmt: skip
 def test_limits_are_those_of_the_page(begin, text):
     assert cells("limits.md", begin, "Limits of the ports")[1].startswith(text)

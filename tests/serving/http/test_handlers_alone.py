@@ -11,7 +11,7 @@ import pytest
 
 from serving.batching.run import Result
 from serving.config import ServerConfig
-from serving.errors import DeadlineExceeded, InvalidRequest, NotAllowed, Unsupported
+from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, NotAllowed, Unsupported
 from serving.http1.requests import Request
 from serving.http_api import files_path, http_server, inference, pictures
 from serving.http_api.files_path import Answered, Chosen, find_files, read_files
@@ -596,6 +596,25 @@ def test_empty_body_is_no_picture():
         outcome(read_files(call, len).__anext__())
 
 
+def test_form_of_values_is_answered_file_by_file_and_says_which_is_wrong():
+    signature = TensorSignature((Tensor("x", "BYTES", (-1,), content="bytes"),), TEXT.outputs, True)
+    body, kind = form_of(b"good", b"bad", b"good")
+    call = call_of(served(signature), "POST", "/v2/models/m/infer", body, content_type=kind)
+    run = call.run
+
+    async def run_some(rows, encoder, deadline_s):
+        if rows[0].tolist() == [b"bad"]:
+            raise ModelError("it can't be read")
+        return await run(rows, encoder, deadline_s)
+
+    call.run = run_some
+    outputs = [{"name": "y", "datatype": "FP32", "shape": [1], "data": [0.25]}]
+    good = {"model_name": "m", "model_version": "3", "outputs": outputs}
+    assert json.loads(bytes(reply_of(call).body)) == {"files": [
+        {"name": "0", **good}, {"name": "1", "error": "it can't be read"}, {"name": "2", **good},
+    ]}  # fmt: skip
+
+
 # Pages
 
 
@@ -742,6 +761,29 @@ def test_repeated_requests_are_answered_as_the_first(is_binary):
     known = call.plan.known
     assert known is not None
     assert known.place == place
+
+
+def test_inputs_of_repeated_requests_are_found_in_their_bytes():
+    x, n = np.array([[1.5, 2.5], [3.5, 4.5]], "<f4"), np.array([7, 8], "<i8")
+    inputs = [
+        {"name": name, "datatype": datatype, "shape": [*values.shape],
+         "parameters": {"binary_data_size": values.nbytes}}
+        for name, datatype, values in (("n", "INT64", n), ("x", "FP32", x))
+    ]  # fmt: skip
+    document = {"inputs": inputs, "parameters": {"binary_data_output": True}}
+    head = json.dumps(document).encode()
+    signature = TensorSignature(
+        (Tensor("x", "FP32", (-1, 2)), Tensor("n", "INT64", (-1,))), TENSORS.outputs, True
+    )
+    body = head + n.tobytes() + x.tobytes()
+    headers = {"inference_header_content_length": str(len(head))}
+    call = call_of(served(signature), "POST", "/v2/models/m/infer", body, **headers)
+    reply_of(call)
+    ((place, encoder),) = call.repeats
+    assert call.plan.known is not None
+    for each in (encoder, call.plan.known.encoder):
+        found = each.layout.arrays([place.rows(body)])
+        assert [array.tolist() for array in found] == [x.tolist(), n.tolist()]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Each limit of a request or an answer: the most that is taken, and the least that is not."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 
 from serving.errors import InvalidRequest, TooLarge, Unavailable, Unsupported
+from serving.http2 import Pieces
 from serving.oip import large_messages, predict, rest
 from serving.oip.infer import Infer
 from serving.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
@@ -379,6 +381,25 @@ def test_answer_of_a_mebibyte_is_long(num_bytes, expected):
 def test_parts_of_texts_have_96_kibibytes_at_least():
     parts = [*joined(iter([b"x" * KIB] * 200))]
     assert [len(each) // KIB for each in parts] == [96, 96, 8]
+
+
+@pytest.mark.parametrize(("datatype", "value"), [("INT64", 1 << 40), ("FP32", 1.5)])
+def test_typed_contents_of_a_long_answer_are_written_some_at_a_time(datatype, value):
+    """In a few long fields, each of which takes less than a MiB while it is written."""
+    array = np.full(400_000, value, DTYPES[datatype])
+    tensors = (Tensor("y", datatype, (-1,)),)
+    answer = InferAnswer(InferRequest("m", 1, (0,), tensors, (False,)), [array], "1", "7")
+    pieces = Messages().write(answer)
+    assert isinstance(pieces, Pieces)
+    value_bytes = 4 if datatype == "FP32" else 6
+    assert 0 < len(pieces) - array.size * value_bytes < 400
+    tracemalloc.start()
+    try:
+        while pieces:
+            pieces.take(10_000)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_outline_of_a_long_answer_has_the_limit_of_json():

@@ -114,6 +114,7 @@ def test_values_are_found_wherever_they_stand(form, text, num_bytes):
     [
         '{"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1], "data": [9], "data": [0]}]}',
         '{"data": [7], "inputs": [{"name": "x", "datatype": "UINT8", "shape": [0], "data": []}]}',
+        '{"inputs": [{"name": "x", "datatype": "BOOL", "shape": [1], "data": [true]}]}',
     ],
 )
 def test_a_list_that_is_not_the_inputs_is_no_place_of_values(text):

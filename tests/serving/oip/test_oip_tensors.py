@@ -485,6 +485,13 @@ def test_id_is_found_in_what_is_refused():
     assert id_of(b"") == id_of(b"\x08\1") == id_of(b"\x1a\x05ab") == ""
 
 
+@pytest.mark.parametrize(("num_bytes", "expected"), [(2, "a"), (10, "a"), (11, "")])
+def test_number_in_what_is_refused_has_ten_bytes_at_most(num_bytes, expected):
+    """What stands behind a longer one is not looked at."""
+    tag = b"\x9a" + b"\x80" * (num_bytes - 2) + b"\0"
+    assert id_of(tag + b"\1a") == expected
+
+
 LONG = request_of(PAIR, BOTH, is_raw=True)
 LONG.parameters["x"].string_param = "x" * 70_000
 

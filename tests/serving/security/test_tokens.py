@@ -113,6 +113,24 @@ def test_files_are_read_once_for_each_change(tmp_path, caplog):
     assert files.get() == b"dg"
 
 
+def test_file_that_changes_while_it_is_read_is_read_again(tmp_path):
+    """Whether at first or later."""
+    path = tmp_path / "it"
+    write(path, b"0", 0)
+    changes = [1, None, 2, None]
+
+    def read():
+        found = read_bytes(path)
+        if (change := changes.pop(0)) is not None:
+            write(path, b"%d" % change, change)
+        return found
+
+    files = WatchedFiles((path,), read)
+    assert files.get() == b"1"
+    write(path, b"9", 9)
+    assert [files.get(), files.get(), files.get()] == [b"9", b"2", b"2"]
+
+
 def test_replaced_file_is_read(tmp_path):
     path, other = tmp_path / "it", tmp_path / "other"
     write(path, b"a", 1)

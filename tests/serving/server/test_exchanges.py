@@ -86,6 +86,19 @@ def test_answer_is_whole(request_, expected, monkeypatch):
         port.close()
 
 
+def test_callers_who_read_to_the_end_need_not_close_first():
+    """The port ends its side behind the answer, and then waits for theirs."""
+    port = MetricsPort("127.0.0.1", 0, exchange_s=60.0)
+    host, number = port.address.rsplit(":", 1)
+    try:
+        with socket.create_connection((host, int(number)), 5.0) as sock:
+            sock.sendall(f"GET /healthz{HEAD}\r\n".encode())
+            found = b"".join(iter(lambda: sock.recv(65_536), b""))
+        assert found.endswith(b"alive\n")
+    finally:
+        port.close()
+
+
 def test_port_that_has_no_report_yet_says_so(monkeypatch):
     monkeypatch.setattr(_ExchangeHandler, "date_time_string", lambda self: "DATE")
     port = MetricsPort("127.0.0.1", 0)

@@ -41,7 +41,8 @@ from serving.transports.http_routing import App
 from serving.transports.loop import Loop
 from serving.transports.pools import OneThread
 from serving.transports.port_limits import PortLimits
-from tests.serving.telemetry.test_metrics import observe, of_digits, scrape, value
+from tests.serving.telemetry.test_metrics import of_digits, scrape, value
+from tests.serving.telemetry.test_metrics_alone import observe
 from tests.serving.transports.test_faults import stream_of
 from tests.support.load import OWN_CONNECTION, ClosedLoop
 from tests.support.raw import TIMEOUT_S, Raw

@@ -125,6 +125,14 @@ def test_line_is_printed_within_a_second_or_not_waited_for(threads):
     assert len(threads.made) == 1
 
 
+def test_line_is_out_at_once_although_its_stream_is_buffered():
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw)
+    assert logs.print_line("the reason", stream)
+    assert raw.getvalue() == b"the reason\n"
+    stream.detach()
+
+
 def test_rest_of_the_spans_has_three_seconds():
     done: list[Any] = []
     tracer: Any = Tracer.__new__(Tracer)

@@ -27,6 +27,7 @@ MIB = 1 << 20
          f"window, {PEERS.max_stream_unread_bytes >> 10} KiB of unread answers"),
         ("unread answers of a", f"{PEERS.max_unread_bytes // MIB} MiB, then its calls are refused"),
     ],
+    ids=range(7),  # texts with a limit would be other tests with another one
 )  # fmt: skip
 def test_limits_of_the_port_are_those_of_the_page(begin, text):
     assert cells("limits.md", begin, "Limits of the ports")[1].startswith(text)

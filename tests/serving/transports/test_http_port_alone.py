@@ -10,6 +10,7 @@ import pytest
 
 from serving.errors import Unavailable
 from serving.http1.requests import Request
+from serving.http2 import Pieces
 from serving.protocols.known import KnownRequest, ValuesPlace
 from serving.telemetry.metrics import NO_MODEL
 from serving.transports.calls import LoopCalls
@@ -219,6 +220,48 @@ def test_body_has_a_minute_to_come_once_it_was_let_in(web):
     assert call.is_over
     assert peer.engine.data_to_send().startswith(b"HTTP/1.1 400 ")
     assert web.counted == [("Echo", "INVALID_ARGUMENT", NO_MODEL)]
+
+
+@pytest.mark.parametrize("size", [10, 20])
+def test_body_without_room_is_refused_and_its_method_does_not_begin(size, web):
+    web.port.calls.budget.max_bytes = 5
+    peer = web.peer()
+    head = post(b"", size).removesuffix(b"\r\n")
+    answer = web.send(peer, head + b"Expect: 100-continue\r\n\r\n" + bytes(10))
+    assert web.calls == []
+    assert answer.startswith(b"HTTP/1.1 429 ")
+    assert answer.count(b"HTTP/1.1 ") == 1, "and no more of it is asked for"
+    assert (peer.state, peer.engine.phase) == (State.LAST, ConnectionPhase.IDLE)
+    assert web.port.calls.budget._num_held == 0
+    assert web.counted == [("Echo", "RESOURCE_EXHAUSTED", NO_MODEL)]
+
+
+def test_long_answer_that_has_left_is_not_due_again(web):
+    engine = web.peer().engine
+    engine.write(Pieces([b"long"]))
+    engine.write(b"short")
+    assert [*map(len, engine.due)] == [4, 5]
+    assert (engine.data_to_send(), engine.num_unsent) == (b"long", 5), "others have their turn"
+    assert [*map(len, engine.due)] == [5]
+    assert engine.data_to_send() == b"short"
+    assert not engine.due
+
+
+def test_who_has_just_connected_is_accepted_before_the_port_closes(web):
+    """And told that the server ends, as all others are."""
+    done: list[str] = []
+    acceptor: Any = SimpleNamespace(is_closed=False)
+
+    def close():
+        acceptor.is_closed = True
+        done.append("closed")
+
+    acceptor.close = close
+    web.port._acceptor = acceptor
+    web.port.accept = lambda now_s, start_tag_s: done.append("accepted")
+    web.port.close()
+    web.port.close()
+    assert done == ["accepted", "closed", "closed"]
 
 
 def test_request_of_a_caller_who_has_left_is_cancelled_and_counted_for_its_model(web):

@@ -146,6 +146,16 @@ def test_host_is_this_one(host, target, is_ours):
     assert caught.value.status is HTTPStatus.MISDIRECTED_REQUEST
 
 
+def test_request_that_is_refused_is_counted_by_the_name_of_its_path():
+    for refusing in ({"host": "else.org"}, {"origin": "http://page.org"}, {"tokens": TOKENS}):
+        tokens = refusing.pop("tokens", None)
+        plan = plan_of("POST", "/v1/own", **refusing)
+        assert plan.name == "other"
+        with pytest.raises((HttpError, Unauthenticated)):
+            app_of(tokens).prepare(plan)
+        assert plan.name == "Own"
+
+
 ALLOWED = [
     ("vary", "origin"), ("access-control-allow-origin", "https://page.org"),
     ("access-control-allow-methods", "GET, POST, PUT"),

@@ -66,6 +66,17 @@ def test_loop_looks_once_a_second_and_while_work_is_on_its_way_each_10_ms(world)
     assert world.turn(0.01) == pytest.approx(1.0)
 
 
+def test_task_is_there_before_the_loop_wakes_for_it(world):
+    """Else it might sleep again, without having seen it."""
+    world.turn()
+    found: list[Any] = []
+    world.loop._wake = lambda: found.append([*world.loop._posted])
+    world.loop.post(task := lambda: None)
+    assert found == [[task]]
+    world.loop.post(task)
+    assert len(found) == 1, "it is awake already"
+
+
 def test_connections_are_swept_once_a_second(world, monkeypatch):
     swept: list[float] = []
     monkeypatch.setattr(module, "sweep", lambda port, now_s: swept.append(now_s))

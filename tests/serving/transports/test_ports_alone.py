@@ -20,12 +20,13 @@ from serving.http2.hpack import encode_literally
 from serving.http2.limits import Limits
 from serving.http2.pieces import Pieces
 from serving.processes.pool import JobLimits
+from serving.protocols.framing import frame, frame_prefix
 from serving.protocols.method import BatchedUnary, Unary
 from serving.protocols.status import UNKNOWN_METHOD, Status
 from serving.system import listening
 from serving.transports import grpc_headers
 from serving.transports.accepting import Acceptor
-from serving.transports.calls import LoopCall, LoopCalls
+from serving.transports.calls import LoopCall, LoopCalls, paused
 from serving.transports.draining import Drain
 from serving.transports.grpc_call import GrpcCall, PendingResponse
 from serving.transports.grpc_headers import (
@@ -49,9 +50,10 @@ from serving.transports.http_port import HttpEngine
 from serving.transports.peer import State, host_of, peer_of, public_headers
 from serving.transports.pools import OneThread, decoders
 from serving.transports.port import Port
-from serving.transports.port_limits import PortLimits
+from serving.transports.port_limits import PortLimits, max_message_bytes
 from serving.transports.sweeping import sweep
 from tests.support.fakes import TIMEOUT_S
+from tests.support.pages import cells
 
 # New connections
 
@@ -509,6 +511,54 @@ def test_deadlines_of_calls_that_are_over_take_no_memory():
     assert calls._max_deadlines == 1000 + 2 * 101
 
 
+def test_first_deadline_is_found_though_earlier_calls_are_over():
+    calls, _ = calls_of()
+    noted: list[str] = []
+    over, late, soon = (
+        CallStub(deadline_s, name, noted)
+        for deadline_s, name in ((0.0, "over"), (50.0, "late"), (10.0, "soon"))
+    )
+    for each in (over, late, soon):
+        calls.end_at_deadline(each)
+    over.is_over = True
+    for number in range(1000):
+        calls.end_at_deadline(CallStub(100.0 + number, noted=noted))
+    assert len(calls._deadlines) == 1002
+    calls.tick(10.0)
+    assert noted == ["soon"]
+    calls.tick(50.0)
+    assert noted == ["soon", "late"]
+
+
+def test_call_that_is_late_anyway_makes_room_before_one_is_refused():
+    now = SimpleNamespace(s=0.0)
+    calls, _ = calls_of(lambda: now.s)
+    calls.budget.max_bytes, calls.budget.free_bytes = 100, 5
+    noted: list[str] = []
+
+    def begun(name, deadline_s):
+        call: Any = CallStub(deadline_s, name)
+        call.peer, call.is_running = SimpleNamespace(address=name), False
+        call.refuse_bytes = lambda: noted.append(f"{name} is refused")
+        call.resume_reading = lambda: noted.append(f"{name} may go on")
+
+        def expire():
+            noted.append(f"{name} is late")
+            call.is_over = True
+            calls.budget.hold(call, 0)
+
+        call.expire = expire
+        calls.budget.admit(call, 70)
+        calls.budget.hold(call, 1)
+        calls.end_at_deadline(call)
+
+    begun("slow", 6.0)
+    begun("next", 60.0)
+    now.s = 6.0
+    calls.tick(6.0)
+    assert noted == ["slow is late", "next may go on"]
+
+
 def test_calls_that_wait_for_room_are_resumed_for_two_milliseconds():
     now = SimpleNamespace(s=0.0)
     calls, hurried = calls_of(lambda: now.s)
@@ -679,6 +729,28 @@ def test_error_of_work_is_the_calls_and_keeps_no_frame(was_running):
     port.pool.futures[0].set_exception(error)
     assert call.outcome is error
     assert (error.__traceback__, call._steps, seen) == (None, None, [was_running])
+
+
+def test_call_whose_work_can_not_begin_has_ended_before_its_error_is_answered():
+    seen: list[Any] = []
+
+    class Full:
+        def submit(self, *args):
+            raise Overloaded("no process is free")
+
+    class Noting(Own):
+        def _raised(self, error):
+            seen.append((type(error), self.is_running))
+
+    async def step(call):
+        try:
+            await call.work(sum, [1], pool=Full())
+        finally:
+            seen.append("left")
+
+    call = Noting(OwnPort())
+    call.start(step(call))
+    assert seen == ["left", (Overloaded, False)]
 
 
 def test_call_that_is_closed_is_over_and_gives_all_up():
@@ -958,6 +1030,7 @@ def test_error_of_a_stream_ends_it_behind_the_answers_before():
         (b"", True, NOT_ONE_MESSAGE), (b"\2\0\0\0\0", False, MALFORMED),
         (b"\1\0\0\0\0", False, OTHER_ENCODING), (b"\0\0\0\0\1", True, TRUNCATED),
         (b"\0\0", True, TRUNCATED), (b"\0\0\0\0\0x", False, NOT_ONE_MESSAGE),
+        (b"\1\0\x10\0\1", False, OTHER_ENCODING), (b"\2\0\x10\0\1", False, MALFORMED),
         (b"\0\0\x10\0\1", False, None),
     ],
 )  # fmt: skip
@@ -970,6 +1043,71 @@ def test_message_that_is_none_ends_its_call(data, is_ended, status):
     assert (name, streams) == ("refuse", [call.stream])
     assert trailers == (*grpc_headers.RESPONSE, *trailers_of(expected))
     assert port.counted == [("Rows", expected.code.name, {"model": ("", "")})]
+
+
+def acknowledged(peer):
+    return [args for name, *args in peer.engine.done if name == "acknowledge"]
+
+
+def test_large_message_has_room_before_more_of_it_may_come():
+    for max_bytes, expected in ((10_000, [[10]]), (100, [])):
+        call, port, peer = grpc_call()
+        port.calls.budget.max_bytes, port.calls.budget.free_bytes = max_bytes, 50
+        other = Own(port)
+        port.calls.budget.admit(other, 60)
+        call.receive(frame_prefix(900) + b"first", ended=False)
+        assert acknowledged(peer) == expected
+        assert port.calls.budget.is_waiting(call) is (expected == [])
+
+
+def test_message_that_its_method_has_taken_is_not_held_any_more():
+    call, port, _ = grpc_call()
+    held: list[int] = []
+
+    async def handle(call):
+        await call.message()
+        await paused(lambda: None)
+
+    call.call_headers.method = SimpleNamespace(handle=handle, sends_one=True)
+    call.receive(frame_prefix(6) + b"abc", ended=False)
+    held.append(port.calls.budget._num_held)
+    call.receive(b"def", ended=True)
+    held.append(port.calls.budget._num_held)
+    assert held == [8, 0]
+
+
+def test_window_of_a_streams_message_is_given_back_once_it_is_answered_or_the_next_is_wanted():
+    """And its end is no message."""
+    call, _, peer = grpc_call()
+    call.takes_one = False
+    taken: list[Any] = []
+
+    async def step():
+        while (message := await call.message()) is not None:
+            taken.append(bytes(message))
+            await paused(call._wait_for_message)  # an answer is on its way
+        taken.append(None)
+
+    call.start(step())
+    call.receive(frame(b"one"), ended=False)
+    assert (taken, acknowledged(peer), call._taken) == ([b"one"], [], 8)
+    call.resume()
+    assert (acknowledged(peer), call._taken) == ([[8]], 0)
+    call.receive(frame(b"three"), ended=False)
+    assert (taken, call._taken) == ([b"one", b"three"], 10)
+    call.receive(b"", ended=True)
+    assert taken == [b"one", b"three", None]
+    assert acknowledged(peer) == [[8], [10]]
+
+
+def test_compressed_messages_of_a_stream_are_counted_until_they_are_answered():
+    call, port, _ = grpc_call()
+    for number, expected in ((30, 30), (100, 100)):
+        call.keep(number)
+        assert (call._unpacked, port.calls.budget._num_held) == (number, expected)
+    call._unpacked = 0  # it is queued, and the next one is read
+    call.keep(7)
+    assert (call._unpacked, port.calls.budget._num_held) == (7, 107)
 
 
 def stream_target(*rooms):
@@ -1007,6 +1145,20 @@ def test_refused_request_of_a_stream_is_answered_and_takes_nothing_twice():
     assert (call._taken, call._unpacked, call._owed, call.pending) == (0, 0, 0, [])
 
 
+def test_refused_request_without_an_answer_of_its_own_ends_the_stream():
+    call, port, peer = grpc_call()
+    went_on: list[bool] = []
+
+    async def step():
+        await call.answer_in_order(InvalidRequest("it is bad"), lambda error: None)
+        went_on.append(True)
+
+    call.start(step())
+    assert (call.is_over, went_on) == (True, []), "no further message is read"
+    assert [name for name, *_ in peer.engine.done] == ["refuse"]
+    assert port.counted == [("Rows", "INVALID_ARGUMENT", {"model": ("", "")})]
+
+
 # What leaves with a call's status
 
 
@@ -1014,8 +1166,11 @@ def test_headers_of_answers_are_these():
     assert grpc_headers.RESPONSE == ((b":status", b"200"), (b"content-type", b"application/grpc"))
     assert grpc_headers.OK == ((b"grpc-status", b"0"),)
     text = (b"content-type", b"text/plain")
-    assert (((b":status", b"405"), text), b"gRPC calls are POST requests\n") == NOT_POST
-    assert (((b":status", b"415"), text), b"expected content-type application/grpc\n") == NOT_GRPC
+    for changed, status, said in (
+        ({":method": "GET"}, b"405", b"gRPC calls are POST requests\n"),
+        ({"content-type": "text/html"}, b"415", b"expected content-type application/grpc\n"),
+    ):
+        assert meaning(**changed).refusal == (((b":status", status), text), said)
     assert {b"content-type", b"authorization", b"grpc-encoding"} == COUNTING
 
 
@@ -1140,6 +1295,21 @@ def test_new_connection_takes_the_place_of_the_longest_idle_one_of_who_has_most(
     assert replaced(*peers, **options) == expected
 
 
+def test_port_has_as_many_connections_as_its_page_says():
+    """One more takes the place of the longest idle one."""
+    router: Any = SimpleNamespace(routes={})
+    limits = PortLimits(max_message_bytes=max_message_bytes(router))
+    promised = int(cells("limits.md", "connections", "Limits of the ports")[1].split(";")[0]
+                   .replace(",", ""))  # fmt: skip
+    for number, is_closed in ((promised - 1, False), (promised, True)):
+        peers = [Connected(active_s=float(number - at)) for at in range(number)]
+        port = FullPort(*peers)
+        port.limits = limits
+        port.accept(0.0, 0.0)
+        assert (peers[-1].state == State.CLOSED) is is_closed
+        assert (peers[0].state == State.CLOSED) is False
+
+
 def test_connection_with_a_token_keeps_its_place():
     first, second = Connected(active_s=1.0, trusted=True), Connected(active_s=2.0)
     assert replaced(first, second, tokens=NEEDED) == 1
@@ -1159,6 +1329,17 @@ def test_connection_is_closed_though_its_calls_can_not_be_forgotten():
     port = FullPort(other)
     port.abort(other)
     assert (port._selector.done, port.noted, port.dropped) == ([], [0], [other])
+
+
+def test_peer_is_told_that_its_connection_is_over_though_its_calls_can_not_be_forgotten():
+    peer = Connected(end_reading=lambda: None)
+    peer.engine.done = told = []
+    port: Any = FullPort(peer, fails=True)
+    peer.engine.go_away = lambda: told.append("gone")
+    port.schedule_flush = lambda peer: told.append("to be flushed")
+    with pytest.raises(RuntimeError, match="a bug"):
+        port.leave(peer)
+    assert told == ["to be flushed", "gone"]
 
 
 # HTTP's connections
