@@ -213,7 +213,15 @@ def test_process_of_a_server_has_its_secrets_and_runs_the_command(handlers, monk
         return 3
 
     monkeypatch.setattr("serving.__main__.main", run)
-    channel: Any = SimpleNamespace(close=lambda: done.append("closed"))
+    for number in signals.HANDLED:
+        signal.signal(number, signal.SIG_DFL)
+
+    def close():
+        """From here on its parent's end may end it: it drains."""
+        assert {signal.getsignal(each) for each in signals.HANDLED} == {signals._handle}
+        done.append("closed")
+
+    channel: Any = SimpleNamespace(close=close)
     with pytest.raises(SystemExit) as ended:
         launch.main(channel, {"SERVING_TOKEN": "t"})
     assert (done, ended.value.code) == (["closed", ["serve", "a.onnx"]], 3)

@@ -322,6 +322,41 @@ def test_message_of_a_stream_has_the_limit_of_an_answer(size, is_taken, monkeypa
     )
 
 
+@pytest.mark.parametrize(
+    ("start", "failure"),
+    [
+        (b"\1\0\0\0\1a", Failure(StatusCode.INTERNAL, "the answer is compressed")),
+        (b"\0" + (transport.MAX_ANSWER_BYTES + 1).to_bytes(4, "big"), transport.too_long()),
+    ],
+    ids=["compressed", "too long"],
+)
+def test_message_of_a_stream_that_can_not_be_taken_ends_it(start, failure):
+    calls = Session("x:1", "http")
+    call = ClientCall(time.monotonic() + 10.0, Messages())
+    calls.start(call, "/a.B/C", b"hi", ())
+    calls.receive(HELLO)
+    calls.data_to_send()
+    calls.receive(of_call(call, headers(), data(framed(b"good") + start)))
+    assert [calls.take_message(call), call.outcome] == [b"good", failure]
+    assert frame(frames.RST_STREAM, 0, call.stream, word(ErrorCode.CANCEL)) in calls.data_to_send()
+    assert not calls.calls
+
+
+def test_connection_whose_calls_have_their_answers_is_not_pinged(monkeypatch):
+    now = SimpleNamespace(s=5.0)
+    monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: now.s))
+    calls = Session("x:1", "http")
+    calls.receive(HELLO)
+    answered = begun(calls, now_s=now.s)
+    calls.receive(of_call(answered, *OUTCOMES["answer"][0]))
+    assert answered.outcome == b"hi"
+    calls.data_to_send()
+    now.s += 100 * transport.KEEPALIVE_TIME_S
+    assert calls.is_alive()
+    assert not calls.data_to_send()
+    assert calls.keepalive.due_s() == math.inf
+
+
 def test_values_that_change_from_call_to_call_fill_no_table():
     """The server would forget fields that come again, and read each block whole."""
     calls, decoder = Session("x:1", "http"), hpack.Decoder()

@@ -205,6 +205,19 @@ def test_frames_behind_the_one_that_ended_it_are_not_taken(played):
     assert played.events == ["one", "killed"], "who has ended it needs no report"
 
 
+def test_nothing_is_read_of_a_process_behind_the_frame_that_ended_it(played, caplog):
+    """Of nonsense there, the log would say that the process is ended because of it."""
+
+    def take(frame):
+        played.take(frame)
+        played.process.close()
+
+    played.process.attach(played.process._owner, take, played.process._on_end)
+    played.accept(encoded(kind="one") + b"\xff" * 64)
+    played.reaped()
+    assert (played.events, caplog.messages) == (["one"], [])
+
+
 @pytest.mark.parametrize("how", ["close", "kill"])
 def test_process_that_is_not_needed_ends_without_a_report(how, played):
     played.socket.room = 1

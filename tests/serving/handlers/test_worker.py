@@ -364,6 +364,30 @@ def plain(monkeypatch, request):
         yield played
 
 
+def test_thread_that_is_interrupted_while_it_reads_lets_others_read():
+    """A handler's own signal handler may raise in the thread that waits for the server."""
+    ours, other = socket.socketpair()
+    with ours, other:
+        link = worker._ServerLink(other)
+        reader, interrupts = link._reader, [KeyboardInterrupt()]
+
+        def read(flags=0):
+            if interrupts:
+                raise interrupts.pop()
+            return reader.read(flags)
+
+        link._reader = SimpleNamespace(read=read)
+        with pytest.raises(KeyboardInterrupt):
+            link.next_job()
+        fields, arrays = job(1, "a")
+        ours.sendall(b"".join(map(bytes, frames.encode(fields, arrays))))
+        found = []
+        thread = threading.Thread(target=lambda: found.append(link.next_job()), daemon=True)
+        thread.start()
+        thread.join(TIMEOUT_S)
+    assert [each.fields["job"] for each in found] == [1]
+
+
 def test_steps_ahead_of_a_plain_generator_come_in_order(plain):
     plain.send(job(1, "a b"), job(2, "x"), *[following(1)] * 3, following(2), job(3, ""))
     found = [plain.next()[:2] for _ in range(6)]
