@@ -3,6 +3,7 @@
 import threading
 from contextlib import ExitStack
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,6 +127,16 @@ def test_counts_of_runs_and_calls_are_those_without_a_check(make):
     counts = owner.metrics.snapshot().models["m", "1"]
     assert (counts.runs, counts.num_answered, counts.num_failed) == ({6: 1}, 6, 0)
     assert sum(counts.classes.values()) == 6
+
+
+def test_drawn_call_whose_answer_can_not_leave_is_counted_once(make):
+    owner = make(MixingModel({7}))
+    broken: Any = FakeRequest(7)
+    broken.answer = None
+    owner.submit_all([broken, FakeRequest(1)])
+    assert isinstance(broken.outcome, ModelError)
+    counts = owner.metrics.snapshot().models["m", "1"]
+    assert (counts.num_answered, counts.num_failed) == (1, 1)
 
 
 def test_after_three_batches_calls_run_alone_and_a_later_start_knows_it(make, caplog):

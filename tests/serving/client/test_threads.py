@@ -324,6 +324,27 @@ def test_thread_that_connects_lets_others_try_though_it_is_interrupted(monkeypat
     assert not channel._connecting.locked()
 
 
+def test_thread_that_waited_takes_the_connection_though_an_attempt_failed_before_it(monkeypatch):
+    channel = threads.ReconnectingChannel(
+        Address("a", 1, "a:1"), Credentials(None, None, None, None)
+    )
+    connected: Any = SimpleNamespace(is_usable=lambda: True)
+
+    class Lock:
+        """While it is waited for, an attempt of one thread fails, and the next one's does not."""
+
+        def acquire(self, timeout):
+            channel._num_failed += 1
+            channel._connection = connected
+            return True
+
+        def release(self):
+            """Nobody else waits."""
+
+    monkeypatch.setattr(channel, "_connecting", Lock())
+    assert channel._connect(time.monotonic() + 20.0) is connected
+
+
 class Handshake:
     """A side of TLS that needs two flights of the server's."""
 

@@ -75,9 +75,7 @@ class Played:
         self.socket, self.events = Socket(), []
         self.end_waits: list[float] = []
         self.ended = threading.Event()
-        child = SimpleNamespace(
-            channel=self.socket, pid=7, end=self._end, kill=lambda: self.events.append("killed")
-        )
+        child = SimpleNamespace(channel=self.socket, pid=7, end=self._end, kill=self._kill)
         self.notify: Any = None
         running: Any = SimpleNamespace(child=child, memory_bytes=99, notify=self._notify)
         files = [Path("words.py")]
@@ -89,6 +87,10 @@ class Played:
 
     def _notify(self, function):
         self.notify = function
+
+    def _kill(self):
+        assert "closed" not in self.socket.done, "it would end by itself, and say so"
+        self.events.append("killed")
 
     def _end(self, timeout_s):
         self.end_waits.append(timeout_s)
@@ -304,6 +306,7 @@ class Started:
         return End(4) if self.over.wait(min(timeout_s, 0.01)) else None
 
     def end(self, timeout_s=0.0):
+        assert self.channel.fileno() >= 0, "it would end by itself"
         self.ended.append(timeout_s)
         self.over.set()
 

@@ -780,7 +780,7 @@ def starting(monkeypatch):
         raise SystemExit(code)
 
     def run(own):
-        seen.worker = own
+        seen.worker, seen.said = own, seen.ours.recv(4096, socket.MSG_PEEK)
         raise SystemExit(0)
 
     def basic_config(**named):
@@ -796,6 +796,8 @@ def starting(monkeypatch):
         words = {"file": str(file), "name": name, "folder": folder, "network": network,
                  "log_level": 10}  # fmt: skip
         ours, other = socket.socketpair()
+        ours.setblocking(False)
+        seen.ours = ours
         with ours, other:
             with pytest.raises(SystemExit):
                 worker.main(other, words)
@@ -822,6 +824,7 @@ def test_process_says_that_it_is_ready_with_its_signature_and_files(starting, tm
     signature = HandlerSignature.of(fields["signature"])
     assert (signature.name, signature.methods) == ("Ready", ("predict",))
     assert (type(starting.worker), starting.codes) == (worker._Worker, [])
+    assert starting.said, "before it waits for jobs"
     assert starting.worker._instance._handler.folder == Path("/h/1")
     assert sys.dont_write_bytecode, "a file may change twice within a second"
     (own,) = starting.logging.pop("handlers")

@@ -14,6 +14,7 @@ from serving.processes import child as children_module
 from serving.processes import pool as module
 from serving.processes.child import Child, ChildCommand
 from serving.processes.end import End
+from serving.processes.lifeline import Lifeline
 from serving.processes.pool import (
     NO_LIMITS,
     NO_PROCESS,
@@ -82,6 +83,16 @@ def test_id_of_a_child_is_used_while_nobody_else_can_have_it(child):
     assert done == [("kill", os.getpid(), 15)]
 
 
+def test_lifeline_that_is_closed_again_closes_nobody_elses_file():
+    line = Lifeline()
+    os.close(line.reader)
+    line.close()
+    others = [os.open(os.devnull, os.O_RDONLY) for _ in range(2)]  # one has the number now
+    line.close()
+    for each in others:
+        os.close(each)
+
+
 @pytest.mark.parametrize("is_ours", [True, False])
 def test_child_that_we_have_killed_has_not_lacked_memory(is_ours, child, monkeypatch):
     """Though the kernel has killed others meanwhile."""
@@ -123,9 +134,10 @@ def job_of(*args):
     return _Job("", NO_LIMITS, (print, args), Future())
 
 
-def done_by(pool, *answers):
+def done_by(pool, *answers, on_outcome=lambda future: None):
     """Do a job in such a process; return its outcome, the process, and the one that is left."""
     process, job = Process(*answers), job_of(1)
+    job.future.add_done_callback(on_outcome)
     left = pool._do(job, process)
     with pool._changed:
         assert pool._busy == {}, "it has no job any more"
@@ -158,11 +170,16 @@ def test_process_that_is_not_asked_to_its_end_is_ended(error, kind, text):
 
 
 def test_job_that_crashes_twice_is_over():
-    future, process, left = done_by(ProcessPool(1), End(-6), End(-6))
+    causes = []
+
+    def note(future):
+        causes.append(str(future.exception().__cause__))
+
+    future, process, left = done_by(ProcessPool(1), End(-6), End(-6), on_outcome=note)
     assert (left is process, len(process.asked)) == (True, 2)
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest):
         future.result()
-    assert str(caught.value.__cause__) == "SIGABRT"
+    assert causes == ["SIGABRT"], "it is known as soon as the outcome is"
 
 
 def test_job_that_is_done_has_its_outcome_though_the_pool_is_closed_meanwhile():
