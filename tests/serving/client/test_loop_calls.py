@@ -22,6 +22,8 @@ class Wire:
 
     def write(self, piece):
         assert piece
+        if self.is_aborted:
+            raise RuntimeError("it is closed")
         self.written.append(bytes(piece))
 
     def abort(self):
@@ -215,9 +217,13 @@ async def test_connection_without_calls_of_a_server_that_goes_is_closed():
     goaway = frame(frames.GOAWAY, 0, bytes(4), call.stream + bytes(4))
     setting.connection.data_received(goaway)
     assert not setting.wire.is_aborted, "it answers what it has taken"
-    setting.answer(call, headers(), data(b"\0\0\0\0\1a"), OK)
+    setting.kinds()
+    ping = frame(frames.PING, 0, bytes(4), b"12345678")
+    answer = of_call(call, headers(), data(b"\0\0\0\0\1a"), OK)
+    setting.connection.data_received(ping + answer)
     assert await call.result() == b"a"
     assert setting.wire.is_aborted
+    assert setting.kinds()[0][0] == frames.PING, "it has its answer before"
 
 
 async def test_late_call_is_late_though_the_server_is_silent_too(monkeypatch):

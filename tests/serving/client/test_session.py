@@ -327,8 +327,12 @@ def test_message_of_a_stream_has_the_limit_of_an_answer(size, is_taken, monkeypa
     [
         (b"\1\0\0\0\1a", Failure(StatusCode.INTERNAL, "the answer is compressed")),
         (b"\0" + (transport.MAX_ANSWER_BYTES + 1).to_bytes(4, "big"), transport.too_long()),
+        (
+            b"\1" + (transport.MAX_ANSWER_BYTES + 1).to_bytes(4, "big"),
+            Failure(StatusCode.INTERNAL, "the answer is compressed"),
+        ),
     ],
-    ids=["compressed", "too long"],
+    ids=["compressed", "too long", "both"],
 )
 def test_message_of_a_stream_that_can_not_be_taken_ends_it(start, failure):
     calls = Session("x:1", "http")

@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import struct
 import threading
 import time
 from types import SimpleNamespace
@@ -77,6 +78,39 @@ def test_calls_that_are_answered(connection, session, ends):
     other.cancel()
     assert {*session.used} == {"start", "data_to_send", "receive", "cancel"}
     assert connection.is_usable()
+
+
+def test_server_that_pings_has_its_answer_with_the_bytes_that_it_came_in(connection, ends):
+    ping = frame(frames.PING, 0, bytes(4), b"12345678")
+    call = started(connection)
+    ends[1].sendall(HELLO + ping + of_call(call, headers(), data(b"\0\0\0\0\2hi"), OK))
+    assert connection.wait(call) == b"hi"
+    ends[1].setblocking(False)
+    assert frame(frames.PING, frames.ACK, bytes(4), b"12345678") in ends[1].recv(65_536)
+
+
+def test_thread_sleeps_a_second_at_most_and_sets_that_once(connection):
+    """Each time would be a system call more, as would be more than one a second."""
+    limits: list[Any] = []
+
+    class Silent:
+        """A socket on which nothing comes."""
+
+        def setsockopt(self, level, option, timeval):
+            assert (level, option) == (socket.SOL_SOCKET, socket.SO_RCVTIMEO)
+            seconds, microseconds = struct.unpack("ll", timeval)
+            limits.append(seconds + microseconds / 1e6)
+
+        def recv(self, size, flags):
+            raise BlockingIOError
+
+        def close(self):
+            """Called once nobody has the connection."""
+
+    connection._socket = Silent()
+    for timeout_s in (20.0, 5.0, 1.0, 0.25, 0.25, 20.0):
+        connection._read(timeout_s)
+    assert limits == [1.0, 0.25, 1.0]
 
 
 def test_streams_go_on_message_by_message(connection, session, ends):
