@@ -313,6 +313,22 @@ def test_window_of_a_stream_is_opened_as_its_messages_are_taken():
     assert Messages().end(ok) == ok
 
 
+def test_server_may_send_more_once_a_message_is_taken():
+    """Else a stream of more than its window would stand still."""
+    calls = Session("x:1", "http", session.STREAMS)
+    call = ClientCall(time.monotonic() + 10.0, Messages())
+    calls.start(call, "/a.B/C", b"hi", ())
+    message, update = bytes(700_000), bytes((frames.WINDOW_UPDATE, 0)) + call.stream
+    calls.receive(HELLO + of_call(call, headers()))
+    for _ in range(3):
+        calls.data_to_send()
+        calls.receive(of_call(call, data(framed(message))))
+        assert update not in calls.data_to_send(), "it waits"
+        assert calls.take_message(call) == message
+        assert update in calls.data_to_send()
+        assert calls.take_message(call) is None
+
+
 @pytest.mark.parametrize(("size", "is_taken"), [(8, True), (9, False)])
 def test_message_of_a_stream_has_the_limit_of_an_answer(size, is_taken, monkeypatch):
     monkeypatch.setattr(transport, "MAX_ANSWER_BYTES", 8)
