@@ -126,6 +126,43 @@ def test_streams_go_on_message_by_message(connection, session, ends):
     assert "take_message" in session.used
 
 
+def test_message_of_a_stream_wakes_its_thread_though_no_end_has_come(connection, ends):
+    stream = started(connection, timeout_s=5.0, kind=ThreadStream)
+    ends[1].sendall(HELLO + of_call(stream, headers(), data(b"\0\0\0\0\1a")))
+    assert connection.wait(stream) == b"a"
+
+
+def test_connection_that_ends_wakes_the_threads_that_sleep(connection):
+    call = started(connection)
+    with connection._lock:
+        connection._waiting[call] = None
+    connection.close(GONE)
+    assert call.woken.acquire(blocking=False)
+    assert call.outcome == GONE
+
+
+def test_call_that_a_lost_connection_does_not_know_has_its_reason(connection):
+    connection.close(GONE)
+    call = threads.ThreadCall(time.monotonic() + 20.0, connection)
+    assert connection.wait(call) == GONE
+
+
+def test_bytes_of_a_thread_are_sent_by_the_one_that_sends_already(connection, ends):
+    """Two at once would mix their frames."""
+    ends[1].setblocking(False)
+    ends[1].recv(65_536)
+    with connection._lock:
+        connection._writer = -1
+    call = started(connection)
+    with pytest.raises(BlockingIOError):
+        ends[1].recv(65_536)
+    with connection._lock:
+        connection._writer = None
+    call.cancel()
+    sent = ends[1].recv(65_536)
+    assert sent.index(b"\0\0\0\0\2hi") < sent.index(bytes((frames.RST_STREAM, 0)) + call.stream)
+
+
 def test_late_call_is_forgotten(connection, session):
     call = started(connection, timeout_s=0.0)
     assert connection.wait(call) is transport.LATE
@@ -377,6 +414,49 @@ def test_thread_that_waited_takes_the_connection_though_an_attempt_failed_before
 
     monkeypatch.setattr(channel, "_connecting", Lock())
     assert channel._connect(time.monotonic() + 20.0) is connected
+
+
+def test_threads_share_one_attempt_and_its_failure(monkeypatch):
+    """Those that have waited for it: each by itself would wait for seconds once more."""
+    attempts = []
+
+    def connect(*_):
+        attempts.append(1)
+        raise OSError(5, "x")
+
+    monkeypatch.setattr(threads, "connect", connect)
+    channel = threads.ReconnectingChannel(
+        Address("a", 1, "a:1"), Credentials(None, None, None, None)
+    )
+    before: list[Any] = []
+
+    class Lock:
+        """While the first thread waits for it, a second one makes an attempt."""
+
+        def acquire(self, timeout):
+            if not before:
+                before.append("waits")
+                before.append(channel._connect(time.monotonic() + 20.0))
+            return True
+
+        def release(self):
+            """Nobody else waits."""
+
+    monkeypatch.setattr(channel, "_connecting", Lock())
+    found = channel._connect(time.monotonic() + 20.0)
+    assert found == Failure(StatusCode.UNAVAILABLE, "can't connect: Input/output error")
+    assert (before[1:], len(attempts)) == ([found], 1)
+    channel._connect(time.monotonic() + 20.0)
+    assert len(attempts) == 2, "who comes later tries again"
+
+
+def test_socket_is_closed_once_nobody_has_the_connection():
+    ours, its = socket.socketpair()
+    connection = Http2Connection(ours, Session("x:1", "http"), Plain())
+    assert ours.fileno() >= 0
+    del connection
+    with its:
+        assert ours.fileno() == -1
 
 
 class Handshake:

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -19,8 +20,9 @@ from serving.handlers.frames import FrameReader
 from serving.handlers.instance import Instance, at_once
 from serving.handlers.signature import HandlerSignature
 from serving.telemetry.metrics import OwnCounts
+from serving.tensors import Tensor, TensorSignature
 from tests.serving.handlers.async_behaviours import AsyncAround, AsyncStory, Tasks
-from tests.serving.handlers.behaviours import Story, Teller
+from tests.serving.handlers.behaviours import Around, Story, Teller
 from tests.support.fakes import TIMEOUT_S
 
 MAX_S = 30.0
@@ -340,8 +342,8 @@ def test_part_that_a_cancelled_step_makes_has_the_end_behind_it(child):
 class Sync(Played):
     """Without a loop."""
 
-    def __init__(self, handler):
-        super().__init__(handler)
+    def __init__(self, handler, network=None):
+        super().__init__(handler, network)
         self.instance.use(worker._Models(self.link, self.instance.signature.uses))
         at_once(self.instance.setup(Path()))
         self.worker = worker._Worker(self.link, self.instance)
@@ -393,6 +395,31 @@ def test_steps_ahead_of_a_plain_generator_come_in_order(plain):
     found = [plain.next()[:2] for _ in range(6)]
     expected = [("part", 1), ("part", 2), ("part", 1), ("end", 1), ("end", 2), ("end", 3)]
     assert found == expected
+
+
+NETWORK = TensorSignature(
+    (Tensor("x", "FP32", (-1, 4)),), (Tensor("y", "FP32", (-1, 3)),), is_batchable=True
+)
+
+
+@pytest.mark.parametrize("handler", [Around, AsyncAround])
+def test_state_of_a_call_comes_back_with_the_answer_of_its_model(handler, child):
+    fields, arrays = job(1, "banana", "preprocess")
+    answer = np.ones((1, 3), np.float32)
+    with ExitStack() as stack:
+        if handler is AsyncAround:
+            played = child(handler, NETWORK)
+        else:
+            played = stack.enter_context(Sync(handler, NETWORK))
+        played.send((fields, [*arrays, np.ones((1, 2), np.float32)]))
+        kind, _, frame = played.next()
+        assert (kind, frame.fields["state"]) == ("done", True)
+        assert [each.tolist() for each in frame.arrays] == [[[6.0, 3.0, 1.0, 1.0]]]
+        played.send((fields | {"phase": "postprocess"}, [answer]))
+        kind, _, frame = played.next()
+        assert (kind, frame.fields["state"]) == ("done", False)
+        assert [each.tolist() for each in frame.arrays] == [["banana!"], [[1.0, 1.0, 1.0]]]
+        assert played.worker._states == {}
 
 
 def test_drop_comes_before_the_steps_that_are_ahead(plain, gate):

@@ -1,6 +1,8 @@
 """Children and pools beside processes that are none: locks, descriptors, and jobs that end."""
 
 import os
+import pickle
+import socket
 import threading
 from collections import deque
 from concurrent.futures import Future
@@ -167,6 +169,40 @@ def test_process_that_is_not_asked_to_its_end_is_ended(error, kind, text):
     assert (left, process.num_ends) == (None, 1)
     with pytest.raises(kind, match=text):
         future.result()
+
+
+def test_job_has_the_error_by_which_its_process_could_not_be_made(monkeypatch):
+    def fail(self):
+        raise error
+
+    error = MemoryError("much")
+    monkeypatch.setattr(ProcessPool, "_start", fail)
+    job = job_of()
+    assert ProcessPool(1)._do(job, None) is None
+    assert job.future.exception() is error
+
+
+def test_process_that_has_a_part_of_a_job_is_ended():
+    ours, its = socket.socketpair()
+    with ours, its:
+        child: Any = SimpleNamespace(channel=ours, kill=lambda: killed.append(1))
+        killed: list[int] = []
+        process = module._Process(child)
+        is_good, error = process.ask(NO_LIMITS, lambda: 1, ())  # type: ignore[misc]
+        process._stream.close()
+    assert not is_good
+    assert isinstance(error, pickle.PicklingError | AttributeError)
+    assert killed == [1]
+
+
+def test_caller_whose_job_is_done_keeps_its_turn():
+    pool, done = ProcessPool(1), Future[Any]()
+    with pool._changed:
+        pool._waiting = {each: deque([job_of()]) for each in ("one", "two")}
+    done.set_result(5)
+    pool._forget_cancelled("one", done)
+    with pool._changed:
+        assert [*pool._waiting] == ["one", "two"]
 
 
 def test_job_that_crashes_twice_is_over():
@@ -352,8 +388,8 @@ def test_job_is_written_within_its_time(events, error, monkeypatch):
     polls, sent = [], []
 
     class Poll:
-        def register(self, sock, kinds):
-            assert kinds == 1 | 4
+        def register(self, given, kinds):
+            registered.append((given, kinds))
 
         def poll(self, timeout_ms):
             polls.append(timeout_ms)
@@ -365,7 +401,9 @@ def test_job_is_written_within_its_time(events, error, monkeypatch):
 
     monkeypatch.setattr(module.select, "poll", Poll)  # type: ignore[attr-defined]
     sock: Any = SimpleNamespace(gettimeout=lambda: 2.5, send=send)
+    registered: list[Any] = []
     writer = module._Writer(sock)
+    assert registered == [(sock, 1 | 4)]
     if error is None:
         writer.write(b"abc")
         assert (polls, sent) == ([2500.0, 2500.0], [b"ab", b"c"])
