@@ -87,7 +87,7 @@ class _ServerLink:
         """Those that threads wait for, or will, by the number of the request, as they have come."""
         self._numbers = itertools.count(1)
         self._job: int | None = None
-        """The only job in hand; None for none, or where there may be several."""
+        """The latest of jobs that come one by one; None for none, or if several may be open."""
         self.open: set[int] = set()
         """The jobs in hand. Changed while nothing is sent."""
         self.wake: Callable[[], object] | None = None
@@ -190,7 +190,6 @@ class _ServerLink:
     def end_job(self, job: int, buffers: Sequence[bytes | memoryview]) -> None:
         """Send the outcome of a job; later requests for it are refused."""
         with self._sending:
-            self._job = None
             self.open.discard(job)
             self._send(buffers)
 

@@ -22,11 +22,6 @@ ROW = np.ones((1, 4), np.float32)
 PAGE = (Path(__file__).parents[2] / "docs" / "embedding.md").read_text("utf-8")
 
 
-def test_port_that_is_none_is_off():
-    words = arguments(("m.onnx",), {"http_port": None, "metrics_port": None, "slo": None})
-    assert words == ["m.onnx", "--http-port", "off", "--metrics-port", "off"]
-
-
 @pytest.fixture
 def path(tmp_path):
     return save(two_layers(), tmp_path)

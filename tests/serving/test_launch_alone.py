@@ -13,7 +13,7 @@ import pytest
 import serving
 from serving import launch
 from serving.errors import ConfigurationError, Unavailable
-from serving.launch import Server, _facts_in
+from serving.launch import Server, _facts_in, arguments
 from serving.processes.child import ChildCommand, Streams
 from serving.processes.end import End
 from serving.system import signals
@@ -77,6 +77,11 @@ def test_server_is_started_as_the_command_is_and_chooses_its_ports(child, monkey
         assert one.done == []
     assert one.done == ["released", 40.0, "closed"]
     assert all(each.daemon for each in server._threads), "they end with this program"
+
+
+def test_port_that_is_none_is_off():
+    words = arguments(("m.onnx",), {"http_port": None, "metrics_port": None, "slo": None})
+    assert words == ["m.onnx", "--http-port", "off", "--metrics-port", "off"]
 
 
 @pytest.mark.parametrize("lacking", ["python_multipart", "h11", None])
@@ -213,7 +218,15 @@ def test_process_of_a_server_has_its_secrets_and_runs_the_command(handlers, monk
         return 3
 
     monkeypatch.setattr("serving.__main__.main", run)
-    channel: Any = SimpleNamespace(close=lambda: done.append("closed"))
+    for number in signals.HANDLED:
+        signal.signal(number, signal.SIG_DFL)
+
+    def close():
+        """From here on its parent's end may end it: it drains."""
+        assert {signal.getsignal(each) for each in signals.HANDLED} == {signals._handle}
+        done.append("closed")
+
+    channel: Any = SimpleNamespace(close=close)
     with pytest.raises(SystemExit) as ended:
         launch.main(channel, {"SERVING_TOKEN": "t"})
     assert (done, ended.value.code) == (["closed", ["serve", "a.onnx"]], 3)

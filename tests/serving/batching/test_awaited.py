@@ -190,8 +190,12 @@ async def test_parts_that_nobody_takes_are_not_made():
     first, _ = await setting.begin()
     setting.part("a")
     await first
+    posted = []
+    setting.owner.post = lambda task: posted.append((task, setting.is_forgotten))
     await setting.parts.aclose()
-    setting.owner.work()
+    ((look, is_forgotten),) = posted
+    assert is_forgotten, "the owner, on its thread, may look at once"
+    look()
     assert setting.is_forgotten
     assert setting.resumed == ["a"], "it looks whether anybody waits, and ends"
 

@@ -630,6 +630,35 @@ def test_calls_whose_rows_are_not_all_answered_run_alone(owner_of):
     assert [request.digits for request in requests] == [[3], [3], [7]]
 
 
+class Naming(Sum):
+    """Answers each row in words."""
+
+    def __init__(self):
+        super().__init__(is_batchable=True)
+        texts = Tensor("names", "BYTES", (-1, 1)), Tensor("sum", "FP32", (-1, 1))
+        self.tensors = replace(self.tensors, outputs=texts)
+
+    def run(self, feeds):
+        names = [["no" if row[0] else "größe"] for row in feeds["a"]]
+        return [np.array(names, object), feeds["a"]]
+
+
+@pytest.mark.parametrize(("row", "num_bytes"), [([[1]], 4 + 2), ([[0]], 4 + 7)])
+def test_texts_of_an_answer_count_by_their_bytes_and_a_length_each(row, num_bytes, owner_of):
+    for limit in (num_bytes + 4, num_bytes + 3):
+        owner = owner_of(Naming(), BatchingConfig(max_response_bytes=limit))
+        requests = [SumRequest(row), SumRequest([[1]])]
+        owner.submit_all(requests)
+        if limit >= 4 + 2 + 4:  # whatever the one beside it is
+            assert requests[1].outcome == [["no"]]
+        if limit == num_bytes + 4:
+            assert not isinstance(requests[0].outcome, Exception)
+        else:
+            assert str(requests[0].outcome).startswith(
+                f"the answer is too large: names has {num_bytes} bytes"
+            )
+
+
 # Nothing is left behind
 
 

@@ -105,3 +105,11 @@ def test_failure_is_each_calls_own_and_counted_unless_a_stage_counts_it(options,
     )  # fmt: skip
     found = metrics.snapshot().models.get(label)
     assert (found and (found.num_failed, found.failed_s)) == counts
+
+
+@pytest.mark.parametrize(("is_final", "num_failed"), [(True, 2), (False, 0)])
+def test_calls_without_room_have_failed_unless_others_may_take_them(is_final, num_failed):
+    way = Way(2, 0, 0.0)
+    taken = way.entry.submit(way.group(0, 6, 1, 1e9), is_final=is_final)
+    counts = way.entry._metrics.snapshot().models.get(("digits", "1"))
+    assert (taken, counts.num_failed if counts else 0) == (4, num_failed)

@@ -1,7 +1,9 @@
 """The net below the proof: rows that depend on others are found, their callers answered right."""
 
+import threading
 from contextlib import ExitStack
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from serving.errors import ModelError
 from serving.telemetry.metrics import Metrics
 from serving.tensors import Tensor, TensorSignature
 from tests.support.fakes import (
+    TIMEOUT_S,
     FakeClock,
     FakeModel,
     FakeOwner,
@@ -81,11 +84,13 @@ def make():
     """Make owners of batchers."""
     with ExitStack() as stack:
 
-        def make(model, random=None, is_proved=True, clock=None, closeness=AS_SERVED):
+        def make(
+            model, random=None, is_proved=True, clock=None, closeness=AS_SERVED, num_runners=1
+        ):
             records: list[str] = []
             net = Net(random or Drawing(), closeness, "0123", is_proved, records.append)
             metrics = Metrics()
-            batcher = Batcher(model, CONFIG, metrics, 1, "m", net=net)
+            batcher = Batcher(model, CONFIG, metrics, num_runners, "m", net=net)
             stack.callback(batcher.close)
             if isinstance(model, GatedModel):
                 stack.callback(model.open, 1000)
@@ -122,6 +127,16 @@ def test_counts_of_runs_and_calls_are_those_without_a_check(make):
     counts = owner.metrics.snapshot().models["m", "1"]
     assert (counts.runs, counts.num_answered, counts.num_failed) == ({6: 1}, 6, 0)
     assert sum(counts.classes.values()) == 6
+
+
+def test_drawn_call_whose_answer_can_not_leave_is_counted_once(make):
+    owner = make(MixingModel({7}))
+    broken: Any = FakeRequest(7)
+    broken.answer = None
+    owner.submit_all([broken, FakeRequest(1)])
+    assert isinstance(broken.outcome, ModelError)
+    counts = owner.metrics.snapshot().models["m", "1"]
+    assert (counts.num_answered, counts.num_failed) == (1, 1)
 
 
 def test_after_three_batches_calls_run_alone_and_a_later_start_knows_it(make, caplog):
@@ -252,6 +267,48 @@ def test_call_of_a_caller_that_has_left_before_its_second_run_is_not_run(make):
     owner.wait(last)
     assert model.ran == [[0], [7, 1], [2]]
     assert requests[0].outcome is None
+    assert not owner.batcher.is_busy
+
+
+class HeldModel(MixingModel):
+    """Of long runs, each of which the test ends by its values."""
+
+    inline_rows = 0
+
+    def __init__(self, *runs):
+        super().__init__({7})
+        self.held = {values: threading.Event() for values in runs}
+        self.begun = {values: threading.Event() for values in runs}
+
+    def classify(self, images):
+        values = tuple(images[:, 0].tolist())
+        self.begun[values].set()
+        assert self.held[values].wait(TIMEOUT_S)
+        return super().classify(images)
+
+    def end(self, *values):
+        self.held[values].set()
+
+
+def test_call_that_runs_once_more_is_none_of_those_that_run_beside_it(make):
+    model = HeldModel((0,), (5,), (7, 1), (3,), (7,))
+    owner = make(model, num_runners=2)
+    first, second = owner.submit(0), owner.submit(5)
+    pair = owner.submit(7), owner.submit(1)
+    model.end(0)
+    owner.wait(first)
+    assert model.begun[7, 1].wait(TIMEOUT_S)
+    last = owner.submit(3)
+    model.end(5)
+    owner.wait(second)
+    assert model.begun[3,].wait(TIMEOUT_S)
+    model.end(7, 1)
+    owner.wait(pair[1])
+    model.end(7)
+    owner.wait(pair[0])
+    model.end(3)
+    owner.wait(last)
+    assert [each.digits for each in (*pair, last)] == [[7], [1], [3]]
     assert not owner.batcher.is_busy
 
 

@@ -6,8 +6,11 @@ import time
 import pytest
 
 from serving.client import transport
-from serving.client.h2.event_loop import TaskStream, _LoopConnection
+from serving.client.addresses import Address
+from serving.client.credentials import Credentials
+from serving.client.h2.event_loop import ReconnectingLoopChannel, TaskStream, _LoopConnection
 from serving.client.h2.session import Session
+from serving.client.h2.threads import ReconnectingChannel
 from serving.http2 import frames
 from serving.http2.frames import frame
 from serving.protocols.status import Failure, StatusCode
@@ -23,6 +26,8 @@ class Wire:
 
     def write(self, piece):
         assert piece
+        if self.is_aborted:
+            raise RuntimeError("it is closed")
         self.written.append(bytes(piece))
 
     def abort(self):
@@ -144,9 +149,11 @@ async def test_cancelled_stream_is_reset_once():
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    await turns()
+    assert setting.kinds() == [[frames.RST_STREAM]], "by the end of the task that waited"
     call.cancel()
     await turns()
-    assert setting.kinds() == [[frames.RST_STREAM]]
+    assert setting.kinds() == []
     assert await call.next() == transport.CUT_OFF
 
 
@@ -214,9 +221,13 @@ async def test_connection_without_calls_of_a_server_that_goes_is_closed():
     goaway = frame(frames.GOAWAY, 0, bytes(4), call.stream + bytes(4))
     setting.connection.data_received(goaway)
     assert not setting.wire.is_aborted, "it answers what it has taken"
-    setting.answer(call, headers(), data(b"\0\0\0\0\1a"), OK)
+    setting.kinds()
+    ping = frame(frames.PING, 0, bytes(4), b"12345678")
+    answer = of_call(call, headers(), data(b"\0\0\0\0\1a"), OK)
+    setting.connection.data_received(ping + answer)
     assert await call.result() == b"a"
     assert setting.wire.is_aborted
+    assert setting.kinds()[0][0] == frames.PING, "it has its answer before"
 
 
 async def test_late_call_is_late_though_the_server_is_silent_too(monkeypatch):
@@ -227,6 +238,36 @@ async def test_late_call_is_late_though_the_server_is_silent_too(monkeypatch):
     assert await late.result() is transport.LATE
     assert await stays.result() == Failure(StatusCode.UNAVAILABLE, "the server is silent")
     assert setting.wire.is_aborted
+
+
+async def test_call_of_a_connection_that_is_lost_may_be_cancelled():
+    setting = Setting().connected()
+    setting.connection.connection_lost(None)
+    call = setting.start()
+    call.cancel()
+    assert (await call.result()).text == "the server closed the connection"
+
+
+async def test_later_call_does_not_put_off_the_deadline_of_an_earlier_one():
+    setting = Setting().connected()
+    now_s = asyncio.get_running_loop().time()
+    calls = [setting.start(timeout_s=timeout_s) for timeout_s in (1.0, 20.0)]
+    assert setting.connection._timer.when() <= now_s + 1.01
+    calls.append(setting.start(timeout_s=0.5))
+    assert setting.connection._timer.when() <= now_s + 0.51
+    for call in calls:
+        call.cancel()
+
+
+@pytest.mark.parametrize("of", [ReconnectingLoopChannel, ReconnectingChannel])
+async def test_channel_that_is_closed_opens_no_connection_for_streams(of):
+    channel = of(Address("127.0.0.1", 1, "127.0.0.1:1"), Credentials(None, None, None, None))
+    await channel.close()
+    for begin in (channel.stream, channel.send):
+        call = await begin("/a.B/C", b"", 5.0)
+        assert (
+            await (call.next() if begin == channel.stream else call.result()) is transport.CUT_OFF
+        )
 
 
 async def test_turn_writes_once_however_many_calls_it_begins(monkeypatch):

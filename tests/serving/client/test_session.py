@@ -313,6 +313,22 @@ def test_window_of_a_stream_is_opened_as_its_messages_are_taken():
     assert Messages().end(ok) == ok
 
 
+def test_server_may_send_more_once_a_message_is_taken():
+    """Else a stream of more than its window would stand still."""
+    calls = Session("x:1", "http", session.STREAMS)
+    call = ClientCall(time.monotonic() + 10.0, Messages())
+    calls.start(call, "/a.B/C", b"hi", ())
+    message, update = bytes(700_000), bytes((frames.WINDOW_UPDATE, 0)) + call.stream
+    calls.receive(HELLO + of_call(call, headers()))
+    for _ in range(3):
+        calls.data_to_send()
+        calls.receive(of_call(call, data(framed(message))))
+        assert update not in calls.data_to_send(), "it waits"
+        assert calls.take_message(call) == message
+        assert update in calls.data_to_send()
+        assert calls.take_message(call) is None
+
+
 @pytest.mark.parametrize(("size", "is_taken"), [(8, True), (9, False)])
 def test_message_of_a_stream_has_the_limit_of_an_answer(size, is_taken, monkeypatch):
     monkeypatch.setattr(transport, "MAX_ANSWER_BYTES", 8)
@@ -320,6 +336,45 @@ def test_message_of_a_stream_has_the_limit_of_an_answer(size, is_taken, monkeypa
     assert Messages().feed(b"\1" + framed(b"a")[1:]) == Failure(
         StatusCode.INTERNAL, "the answer is compressed"
     )
+
+
+@pytest.mark.parametrize(
+    ("start", "failure"),
+    [
+        (b"\1\0\0\0\1a", Failure(StatusCode.INTERNAL, "the answer is compressed")),
+        (b"\0" + (transport.MAX_ANSWER_BYTES + 1).to_bytes(4, "big"), transport.too_long()),
+        (
+            b"\1" + (transport.MAX_ANSWER_BYTES + 1).to_bytes(4, "big"),
+            Failure(StatusCode.INTERNAL, "the answer is compressed"),
+        ),
+    ],
+    ids=["compressed", "too long", "both"],
+)
+def test_message_of_a_stream_that_can_not_be_taken_ends_it(start, failure):
+    calls = Session("x:1", "http")
+    call = ClientCall(time.monotonic() + 10.0, Messages())
+    calls.start(call, "/a.B/C", b"hi", ())
+    calls.receive(HELLO)
+    calls.data_to_send()
+    calls.receive(of_call(call, headers(), data(framed(b"good") + start)))
+    assert [calls.take_message(call), call.outcome] == [b"good", failure]
+    assert frame(frames.RST_STREAM, 0, call.stream, word(ErrorCode.CANCEL)) in calls.data_to_send()
+    assert not calls.calls
+
+
+def test_connection_whose_calls_have_their_answers_is_not_pinged(monkeypatch):
+    now = SimpleNamespace(s=5.0)
+    monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: now.s))
+    calls = Session("x:1", "http")
+    calls.receive(HELLO)
+    answered = begun(calls, now_s=now.s)
+    calls.receive(of_call(answered, *OUTCOMES["answer"][0]))
+    assert answered.outcome == b"hi"
+    calls.data_to_send()
+    now.s += 100 * transport.KEEPALIVE_TIME_S
+    assert calls.is_alive()
+    assert not calls.data_to_send()
+    assert calls.keepalive.due_s() == math.inf
 
 
 def test_values_that_change_from_call_to_call_fill_no_table():

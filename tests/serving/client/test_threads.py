@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import struct
 import threading
 import time
 from types import SimpleNamespace
@@ -79,6 +80,39 @@ def test_calls_that_are_answered(connection, session, ends):
     assert connection.is_usable()
 
 
+def test_server_that_pings_has_its_answer_with_the_bytes_that_it_came_in(connection, ends):
+    ping = frame(frames.PING, 0, bytes(4), b"12345678")
+    call = started(connection)
+    ends[1].sendall(HELLO + ping + of_call(call, headers(), data(b"\0\0\0\0\2hi"), OK))
+    assert connection.wait(call) == b"hi"
+    ends[1].setblocking(False)
+    assert frame(frames.PING, frames.ACK, bytes(4), b"12345678") in ends[1].recv(65_536)
+
+
+def test_thread_sleeps_a_second_at_most_and_sets_that_once(connection):
+    """Each time would be a system call more, as would be more than one a second."""
+    limits: list[Any] = []
+
+    class Silent:
+        """A socket on which nothing comes."""
+
+        def setsockopt(self, level, option, timeval):
+            assert (level, option) == (socket.SOL_SOCKET, socket.SO_RCVTIMEO)
+            seconds, microseconds = struct.unpack("ll", timeval)
+            limits.append(seconds + microseconds / 1e6)
+
+        def recv(self, size, flags):
+            raise BlockingIOError
+
+        def close(self):
+            """Called once nobody has the connection."""
+
+    connection._socket = Silent()
+    for timeout_s in (20.0, 5.0, 1.0, 0.25, 0.25, 20.0):
+        connection._read(timeout_s)
+    assert limits == [1.0, 0.25, 1.0]
+
+
 def test_streams_go_on_message_by_message(connection, session, ends):
     stream = started(connection, kind=ThreadStream)
     parts = [data(b"\0\0\0\0\1" + text) for text in (b"a", b"b")]
@@ -90,6 +124,43 @@ def test_streams_go_on_message_by_message(connection, session, ends):
     assert found == [b"a", b"b"]
     assert isinstance(connection.wait(stream), Failure)
     assert "take_message" in session.used
+
+
+def test_message_of_a_stream_wakes_its_thread_though_no_end_has_come(connection, ends):
+    stream = started(connection, timeout_s=5.0, kind=ThreadStream)
+    ends[1].sendall(HELLO + of_call(stream, headers(), data(b"\0\0\0\0\1a")))
+    assert connection.wait(stream) == b"a"
+
+
+def test_connection_that_ends_wakes_the_threads_that_sleep(connection):
+    call = started(connection)
+    with connection._lock:
+        connection._waiting[call] = None
+    connection.close(GONE)
+    assert call.woken.acquire(blocking=False)
+    assert call.outcome == GONE
+
+
+def test_call_that_a_lost_connection_does_not_know_has_its_reason(connection):
+    connection.close(GONE)
+    call = threads.ThreadCall(time.monotonic() + 20.0, connection)
+    assert connection.wait(call) == GONE
+
+
+def test_bytes_of_a_thread_are_sent_by_the_one_that_sends_already(connection, ends):
+    """Two at once would mix their frames."""
+    ends[1].setblocking(False)
+    ends[1].recv(65_536)
+    with connection._lock:
+        connection._writer = -1
+    call = started(connection)
+    with pytest.raises(BlockingIOError):
+        ends[1].recv(65_536)
+    with connection._lock:
+        connection._writer = None
+    call.cancel()
+    sent = ends[1].recv(65_536)
+    assert sent.index(b"\0\0\0\0\2hi") < sent.index(bytes((frames.RST_STREAM, 0)) + call.stream)
 
 
 def test_late_call_is_forgotten(connection, session):
@@ -322,6 +393,70 @@ def test_thread_that_connects_lets_others_try_though_it_is_interrupted(monkeypat
         StatusCode.UNAVAILABLE, "can't connect: Input/output error"
     )
     assert not channel._connecting.locked()
+
+
+def test_thread_that_waited_takes_the_connection_though_an_attempt_failed_before_it(monkeypatch):
+    channel = threads.ReconnectingChannel(
+        Address("a", 1, "a:1"), Credentials(None, None, None, None)
+    )
+    connected: Any = SimpleNamespace(is_usable=lambda: True)
+
+    class Lock:
+        """While it is waited for, an attempt of one thread fails, and the next one's does not."""
+
+        def acquire(self, timeout):
+            channel._num_failed += 1
+            channel._connection = connected
+            return True
+
+        def release(self):
+            """Nobody else waits."""
+
+    monkeypatch.setattr(channel, "_connecting", Lock())
+    assert channel._connect(time.monotonic() + 20.0) is connected
+
+
+def test_threads_share_one_attempt_and_its_failure(monkeypatch):
+    """Those that have waited for it: each by itself would wait for seconds once more."""
+    attempts = []
+
+    def connect(*_):
+        attempts.append(1)
+        raise OSError(5, "x")
+
+    monkeypatch.setattr(threads, "connect", connect)
+    channel = threads.ReconnectingChannel(
+        Address("a", 1, "a:1"), Credentials(None, None, None, None)
+    )
+    before: list[Any] = []
+
+    class Lock:
+        """While the first thread waits for it, a second one makes an attempt."""
+
+        def acquire(self, timeout):
+            if not before:
+                before.append("waits")
+                before.append(channel._connect(time.monotonic() + 20.0))
+            return True
+
+        def release(self):
+            """Nobody else waits."""
+
+    monkeypatch.setattr(channel, "_connecting", Lock())
+    found = channel._connect(time.monotonic() + 20.0)
+    assert found == Failure(StatusCode.UNAVAILABLE, "can't connect: Input/output error")
+    assert (before[1:], len(attempts)) == ([found], 1)
+    channel._connect(time.monotonic() + 20.0)
+    assert len(attempts) == 2, "who comes later tries again"
+
+
+def test_socket_is_closed_once_nobody_has_the_connection():
+    ours, its = socket.socketpair()
+    connection = Http2Connection(ours, Session("x:1", "http"), Plain())
+    assert ours.fileno() >= 0
+    del connection
+    with its:
+        assert ours.fileno() == -1
 
 
 class Handshake:

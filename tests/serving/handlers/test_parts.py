@@ -85,6 +85,13 @@ def test_no_part_at_all_is_an_empty_end():
     assert (call.parts, call.outcome) == ([], "end")
 
 
+def test_call_of_one_answer_is_refused_and_never_begun():
+    world = World()
+    call = world.call(1)
+    assert isinstance(call.outcome, Unsupported)
+    assert (world.kinds(), world.batcher.is_busy) == ([], False)
+
+
 def test_generators_of_a_process_take_turns_and_new_calls_begin_first():
     world = World()
     world.stream(1)

@@ -258,6 +258,8 @@ def test_model_without_rows_is_not_run():
     world.answer(np.empty(0, int))
     assert world.version.runs == []
     assert world.processes[0].jobs == [("postprocess", [[]])]
+    assert world.batcher._network.num_waiting == 0
+    assert not any(world.batcher._network._queue.clear() for _ in range(2))
 
 
 def test_calls_that_found_no_room_go_on_once_there_is():
@@ -993,6 +995,21 @@ def test_calls_wait_for_a_start_until_what_waited_for_it_has_begun():
     assert queue.away_s == START_S
     world.tick(0.2)
     assert queue.away_s == 0.0, "and so after each start"
+
+
+def test_process_that_is_ready_begins_what_waits_and_its_model_is_looked_at():
+    """It may be refused no longer: see `on_block`."""
+    world = World()
+    world.held = []
+    world.crash()
+    call = world.call(1)
+    num_blocks = world.num_blocks
+    world.held.pop()()
+    world.owner.work()
+    assert world.processes[-1].jobs == [("predict", [[1]])]
+    assert world.num_blocks == num_blocks + 1
+    world.answer()
+    assert call.outcome == [[1]]
 
 
 def test_memory_is_looked_at_once_a_second():

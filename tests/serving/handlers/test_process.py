@@ -75,9 +75,7 @@ class Played:
         self.socket, self.events = Socket(), []
         self.end_waits: list[float] = []
         self.ended = threading.Event()
-        child = SimpleNamespace(
-            channel=self.socket, pid=7, end=self._end, kill=lambda: self.events.append("killed")
-        )
+        child = SimpleNamespace(channel=self.socket, pid=7, end=self._end, kill=self._kill)
         self.notify: Any = None
         running: Any = SimpleNamespace(child=child, memory_bytes=99, notify=self._notify)
         files = [Path("words.py")]
@@ -89,6 +87,10 @@ class Played:
 
     def _notify(self, function):
         self.notify = function
+
+    def _kill(self):
+        assert "closed" not in self.socket.done, "it would end by itself, and say so"
+        self.events.append("killed")
 
     def _end(self, timeout_s):
         self.end_waits.append(timeout_s)
@@ -205,6 +207,19 @@ def test_frames_behind_the_one_that_ended_it_are_not_taken(played):
     assert played.events == ["one", "killed"], "who has ended it needs no report"
 
 
+def test_nothing_is_read_of_a_process_behind_the_frame_that_ended_it(played, caplog):
+    """Of nonsense there, the log would say that the process is ended because of it."""
+
+    def take(frame):
+        played.take(frame)
+        played.process.close()
+
+    played.process.attach(played.process._owner, take, played.process._on_end)
+    played.accept(encoded(kind="one") + b"\xff" * 64)
+    played.reaped()
+    assert (played.events, caplog.messages) == (["one"], [])
+
+
 @pytest.mark.parametrize("how", ["close", "kill"])
 def test_process_that_is_not_needed_ends_without_a_report(how, played):
     played.socket.room = 1
@@ -291,6 +306,7 @@ class Started:
         return End(4) if self.over.wait(min(timeout_s, 0.01)) else None
 
     def end(self, timeout_s=0.0):
+        assert self.channel.fileno() >= 0, "it would end by itself"
         self.ended.append(timeout_s)
         self.over.set()
 

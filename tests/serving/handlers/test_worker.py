@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -19,8 +20,9 @@ from serving.handlers.frames import FrameReader
 from serving.handlers.instance import Instance, at_once
 from serving.handlers.signature import HandlerSignature
 from serving.telemetry.metrics import OwnCounts
+from serving.tensors import Tensor, TensorSignature
 from tests.serving.handlers.async_behaviours import AsyncAround, AsyncStory, Tasks
-from tests.serving.handlers.behaviours import Story, Teller
+from tests.serving.handlers.behaviours import Around, Story, Teller
 from tests.support.fakes import TIMEOUT_S
 
 MAX_S = 30.0
@@ -340,8 +342,8 @@ def test_part_that_a_cancelled_step_makes_has_the_end_behind_it(child):
 class Sync(Played):
     """Without a loop."""
 
-    def __init__(self, handler):
-        super().__init__(handler)
+    def __init__(self, handler, network=None):
+        super().__init__(handler, network)
         self.instance.use(worker._Models(self.link, self.instance.signature.uses))
         at_once(self.instance.setup(Path()))
         self.worker = worker._Worker(self.link, self.instance)
@@ -364,11 +366,60 @@ def plain(monkeypatch, request):
         yield played
 
 
+def test_thread_that_is_interrupted_while_it_reads_lets_others_read():
+    """A handler's own signal handler may raise in the thread that waits for the server."""
+    ours, other = socket.socketpair()
+    with ours, other:
+        link = worker._ServerLink(other)
+        reader, interrupts = link._reader, [KeyboardInterrupt()]
+
+        def read(flags=0):
+            if interrupts:
+                raise interrupts.pop()
+            return reader.read(flags)
+
+        link._reader = SimpleNamespace(read=read)
+        with pytest.raises(KeyboardInterrupt):
+            link.next_job()
+        fields, arrays = job(1, "a")
+        ours.sendall(b"".join(map(bytes, frames.encode(fields, arrays))))
+        found = []
+        thread = threading.Thread(target=lambda: found.append(link.next_job()), daemon=True)
+        thread.start()
+        thread.join(TIMEOUT_S)
+    assert [each.fields["job"] for each in found] == [1]
+
+
 def test_steps_ahead_of_a_plain_generator_come_in_order(plain):
     plain.send(job(1, "a b"), job(2, "x"), *[following(1)] * 3, following(2), job(3, ""))
     found = [plain.next()[:2] for _ in range(6)]
     expected = [("part", 1), ("part", 2), ("part", 1), ("end", 1), ("end", 2), ("end", 3)]
     assert found == expected
+
+
+NETWORK = TensorSignature(
+    (Tensor("x", "FP32", (-1, 4)),), (Tensor("y", "FP32", (-1, 3)),), is_batchable=True
+)
+
+
+@pytest.mark.parametrize("handler", [Around, AsyncAround])
+def test_state_of_a_call_comes_back_with_the_answer_of_its_model(handler, child):
+    fields, arrays = job(1, "banana", "preprocess")
+    answer = np.ones((1, 3), np.float32)
+    with ExitStack() as stack:
+        if handler is AsyncAround:
+            played = child(handler, NETWORK)
+        else:
+            played = stack.enter_context(Sync(handler, NETWORK))
+        played.send((fields, [*arrays, np.ones((1, 2), np.float32)]))
+        kind, _, frame = played.next()
+        assert (kind, frame.fields["state"]) == ("done", True)
+        assert [each.tolist() for each in frame.arrays] == [[[6.0, 3.0, 1.0, 1.0]]]
+        played.send((fields | {"phase": "postprocess"}, [answer]))
+        kind, _, frame = played.next()
+        assert (kind, frame.fields["state"]) == ("done", False)
+        assert [each.tolist() for each in frame.arrays] == [["banana!"], [[1.0, 1.0, 1.0]]]
+        assert played.worker._states == {}
 
 
 def test_drop_comes_before_the_steps_that_are_ahead(plain, gate):
@@ -756,7 +807,7 @@ def starting(monkeypatch):
         raise SystemExit(code)
 
     def run(own):
-        seen.worker = own
+        seen.worker, seen.said = own, seen.ours.recv(4096, socket.MSG_PEEK)
         raise SystemExit(0)
 
     def basic_config(**named):
@@ -772,6 +823,8 @@ def starting(monkeypatch):
         words = {"file": str(file), "name": name, "folder": folder, "network": network,
                  "log_level": 10}  # fmt: skip
         ours, other = socket.socketpair()
+        ours.setblocking(False)
+        seen.ours = ours
         with ours, other:
             with pytest.raises(SystemExit):
                 worker.main(other, words)
@@ -798,6 +851,7 @@ def test_process_says_that_it_is_ready_with_its_signature_and_files(starting, tm
     signature = HandlerSignature.of(fields["signature"])
     assert (signature.name, signature.methods) == ("Ready", ("predict",))
     assert (type(starting.worker), starting.codes) == (worker._Worker, [])
+    assert starting.said, "before it waits for jobs"
     assert starting.worker._instance._handler.folder == Path("/h/1")
     assert sys.dont_write_bytecode, "a file may change twice within a second"
     (own,) = starting.logging.pop("handlers")

@@ -1,6 +1,8 @@
 """Children and pools beside processes that are none: locks, descriptors, and jobs that end."""
 
 import os
+import pickle
+import socket
 import threading
 from collections import deque
 from concurrent.futures import Future
@@ -14,6 +16,7 @@ from serving.processes import child as children_module
 from serving.processes import pool as module
 from serving.processes.child import Child, ChildCommand
 from serving.processes.end import End
+from serving.processes.lifeline import Lifeline
 from serving.processes.pool import (
     NO_LIMITS,
     NO_PROCESS,
@@ -82,6 +85,16 @@ def test_id_of_a_child_is_used_while_nobody_else_can_have_it(child):
     assert done == [("kill", os.getpid(), 15)]
 
 
+def test_lifeline_that_is_closed_again_closes_nobody_elses_file():
+    line = Lifeline()
+    os.close(line.reader)
+    line.close()
+    others = [os.open(os.devnull, os.O_RDONLY) for _ in range(2)]  # one has the number now
+    line.close()
+    for each in others:
+        os.close(each)
+
+
 @pytest.mark.parametrize("is_ours", [True, False])
 def test_child_that_we_have_killed_has_not_lacked_memory(is_ours, child, monkeypatch):
     """Though the kernel has killed others meanwhile."""
@@ -123,9 +136,10 @@ def job_of(*args):
     return _Job("", NO_LIMITS, (print, args), Future())
 
 
-def done_by(pool, *answers):
+def done_by(pool, *answers, on_outcome=lambda future: None):
     """Do a job in such a process; return its outcome, the process, and the one that is left."""
     process, job = Process(*answers), job_of(1)
+    job.future.add_done_callback(on_outcome)
     left = pool._do(job, process)
     with pool._changed:
         assert pool._busy == {}, "it has no job any more"
@@ -157,12 +171,51 @@ def test_process_that_is_not_asked_to_its_end_is_ended(error, kind, text):
         future.result()
 
 
+def test_job_has_the_error_by_which_its_process_could_not_be_made(monkeypatch):
+    def fail(self):
+        raise error
+
+    error = MemoryError("much")
+    monkeypatch.setattr(ProcessPool, "_start", fail)
+    job = job_of()
+    assert ProcessPool(1)._do(job, None) is None
+    assert job.future.exception() is error
+
+
+def test_process_that_has_a_part_of_a_job_is_ended():
+    ours, its = socket.socketpair()
+    with ours, its:
+        child: Any = SimpleNamespace(channel=ours, kill=lambda: killed.append(1))
+        killed: list[int] = []
+        process = module._Process(child)
+        is_good, error = process.ask(NO_LIMITS, lambda: 1, ())  # type: ignore[misc]
+        process._stream.close()
+    assert not is_good
+    assert isinstance(error, pickle.PicklingError | AttributeError)
+    assert killed == [1]
+
+
+def test_caller_whose_job_is_done_keeps_its_turn():
+    pool, done = ProcessPool(1), Future[Any]()
+    with pool._changed:
+        pool._waiting = {each: deque([job_of()]) for each in ("one", "two")}
+    done.set_result(5)
+    pool._forget_cancelled("one", done)
+    with pool._changed:
+        assert [*pool._waiting] == ["one", "two"]
+
+
 def test_job_that_crashes_twice_is_over():
-    future, process, left = done_by(ProcessPool(1), End(-6), End(-6))
+    causes = []
+
+    def note(future):
+        causes.append(str(future.exception().__cause__))
+
+    future, process, left = done_by(ProcessPool(1), End(-6), End(-6), on_outcome=note)
     assert (left is process, len(process.asked)) == (True, 2)
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest):
         future.result()
-    assert str(caught.value.__cause__) == "SIGABRT"
+    assert causes == ["SIGABRT"], "it is known as soon as the outcome is"
 
 
 def test_job_that_is_done_has_its_outcome_though_the_pool_is_closed_meanwhile():
@@ -335,8 +388,8 @@ def test_job_is_written_within_its_time(events, error, monkeypatch):
     polls, sent = [], []
 
     class Poll:
-        def register(self, sock, kinds):
-            assert kinds == 1 | 4
+        def register(self, given, kinds):
+            registered.append((given, kinds))
 
         def poll(self, timeout_ms):
             polls.append(timeout_ms)
@@ -348,7 +401,9 @@ def test_job_is_written_within_its_time(events, error, monkeypatch):
 
     monkeypatch.setattr(module.select, "poll", Poll)  # type: ignore[attr-defined]
     sock: Any = SimpleNamespace(gettimeout=lambda: 2.5, send=send)
+    registered: list[Any] = []
     writer = module._Writer(sock)
+    assert registered == [(sock, 1 | 4)]
     if error is None:
         writer.write(b"abc")
         assert (polls, sent) == ([2500.0, 2500.0], [b"ab", b"c"])

@@ -203,9 +203,30 @@ async def test_server_tests_itself_until_it_stops(interval_s, router, monkeypatc
     await server.start()
     await asyncio.sleep(0)
     assert made == [(router, server.health, interval_s)] * bool(interval_s)
+
+    async def stop(part, grace_s):
+        await asyncio.sleep(0)
+        assert made[1:] == ["ended"] * bool(interval_s), "it would fail on a port that is closed"
+
+    monkeypatch.setattr(Part, "stop", stop)
     await server.stop(0.0)
-    await asyncio.sleep(0)
     assert made[1:] == ["ended"] * bool(interval_s)
+
+
+async def test_self_test_ends_before_a_drain_begins(router, monkeypatch):
+    """It could set SERVING again."""
+    server, done = server_of_parts(router, monkeypatch)
+    test = asyncio.create_task(asyncio.sleep(3600.0))
+    server._self_test = test
+    drain = Part.drain
+
+    async def drained(part, timeout_s):
+        done.append(test.cancelling())
+        return await drain(part, timeout_s)
+
+    monkeypatch.setattr(Part, "drain", drained)
+    assert await server.drain() is True
+    assert done[:3] == [False, 1, ("grpc.drain", 7.0)]
 
 
 async def test_queries_have_the_limits_and_what_callers_may_do(router, monkeypatch):

@@ -196,6 +196,64 @@ async def test_model_that_has_ended_a_worker_rests_in_all_of_them(made, caplog):
         each.cancel()
 
 
+async def test_model_that_has_rested_is_run_again_in_all_workers(made, monkeypatch):
+    """Nobody asks for it meanwhile: each worker learns it as the time is over."""
+    later: list[Any] = []
+    one, number = made(), number_of(LABEL)
+    clock = SimpleNamespace(s=100.0)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.s))
+    loop = SimpleNamespace(call_later=lambda *facts: later.append(facts))
+    monkeypatch.setattr(module.asyncio, "get_running_loop", lambda: loop)  # type: ignore[attr-defined]
+    staying, dead = worker_of(report_of()), worker_of(report_of())
+    with_workers(one, staying)
+    dead.ended.set_result(End(-11))
+    dead.culprits = frozenset({number})
+    for rest_s in (5.0, 10.0):
+        one.it._blame(dead, 1)
+        assert staying.orders.pop() == Orders({number: clock.s + rest_s}, frozenset())
+        ((seconds, send),) = later
+        later.clear()
+        clock.s += seconds
+        send()
+        assert staying.orders.pop() == Orders({}, frozenset())
+
+
+async def test_worker_whose_models_have_ended_it_is_not_given_up(made):
+    """They rest: it is no fault of its own."""
+    one = made(*[{"culprits": frozenset({5})} for _ in range(6)], {"stays": True})
+    task = asyncio.create_task(one.it._keep(0))
+    while len(one.workers) < 7:
+        await asyncio.sleep(0)
+    assert one.pauses == [0.1] * 6
+    task.cancel()
+
+
+async def test_frozen_worker_is_ended_once_and_the_log_says_so(made, monkeypatch, caplog):
+    one = made()
+    worker, signals, wait = worker_of(report_of()), [], asyncio.wait
+
+    async def hurried(tasks, *, timeout=None, **options):
+        return await wait(tasks, timeout=timeout and 0.0, **options)
+
+    async def end(number):
+        for _ in range(20):
+            await asyncio.tasks.sleep(0)
+        worker.ended.set_result(End(-number))
+
+    def signalled(number):
+        signals.append((number, [*caplog.messages]))
+        ending.append(asyncio.create_task(end(number)))
+
+    monkeypatch.setattr(module.asyncio, "wait", hurried)  # type: ignore[attr-defined]
+    ending: list[Any] = []
+    worker.signal, worker.is_frozen = signalled, lambda: True
+    assert await one.it._end_of(worker, 3) == End(-signal.SIGKILL)
+    assert signals == [(signal.SIGKILL, ["worker 3 is frozen, it is ended and restarted"])], (
+        "before its end, which has a line of its own"
+    )
+    assert len(caplog.messages) == 1
+
+
 async def test_worker_that_starts_again_serves_what_it_can(made):
     one = made()
     assert one.it._configs_now() == CONFIGS
@@ -464,11 +522,11 @@ async def test_socket_of_systemd_is_for_one_process(monkeypatch):
 
 async def test_workers_that_have_served_have_a_minute_to_come_back(made, monkeypatch):
     """Such as on a machine that has no memory for them now; at a start they are given up early."""
-    one = made()
+    one = made({"report": report_of()})
     clock = SimpleNamespace(monotonic=lambda: 1000.0 + 10.0 * len(one.pauses))
     monkeypatch.setattr(module, "time", clock)
     one.it._all_ready.set()
-    one.it._outage_since_s = 1000.0
+    one.it._outage_since_s = 0.0  # of its start, long ago
     with pytest.raises(Unavailable, match="worker 0 died 7 times in a row"):
         await one.it._keep(0)
     assert len(one.workers) == 7

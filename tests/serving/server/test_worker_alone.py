@@ -202,6 +202,7 @@ class Own:
 
         monkeypatch.setattr(module, "signals", SimpleNamespace(
             install=lambda: note("signals"), end_process=end))  # fmt: skip
+        monkeypatch.setattr(signal, "pthread_sigmask", lambda *args: note(args))
         monkeypatch.setattr(module, "Connection", lambda number: SimpleNamespace(
             number=number, send=own.sent.append))  # fmt: skip
         monkeypatch.setattr(module, "CrashRecord", Record)
@@ -231,7 +232,8 @@ def test_worker_serves_as_it_is_told(outcome, code, sent, monkeypatch):
     assert own.main() == code
     assert own.sent == sent
     assert own.done == [
-        "signals", ("record", 9), "traced", ("logs", ("json", "error"), {"worker": 2}),
+        "signals", (signal.SIG_UNBLOCK, {signal.SIGHUP}),  # it has a handler now
+        ("record", 9), "traced", ("logs", ("json", "error"), {"worker": 2}),
         ("run", "serving", "h2"),
     ]  # fmt: skip
     ((*configs, _, host, blocked, alone),) = own.served

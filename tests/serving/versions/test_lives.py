@@ -527,6 +527,19 @@ def test_batching_says_that_a_handler_may_not_run(tmp_path, fakes, monkeypatch, 
     assert found == {"batching": "without its handler.py; batching on"}
 
 
+def test_model_whose_handler_is_no_file_is_not_even_read(tmp_path, fakes, monkeypatch):
+    """It may be large, or elsewhere."""
+    read: list[str] = []
+    monkeypatch.setattr(Loading, "read", lambda own: read.append(own._number))
+    version = tmp_path / "a" / "1"
+    (version / "handler.py").mkdir(parents=True)
+    (version / "model.onnx").write_text(GOOD)
+    config = ModelConfig(models=tmp_path, device="cpu", allow_handlers=True)
+    with pytest.raises(ConfigurationError, match="is no file"):
+        Catalog(config)
+    assert read == []
+
+
 def test_model_that_is_loaded_again_is_followed_again(tmp_path, fakes):
     catalog = (world := World(tmp_path, 0)).catalog
     catalog.unload("a")
