@@ -704,6 +704,16 @@ def test_axes_of_two_inputs_that_no_node_joins_are_no_batch():
     assert verdict(model) == "M and N are batch axes of their own"
 
 
+@pytest.mark.parametrize(("num_columns", "is_too_large"), [(1 << 28, False), (1 << 28 | 1, True)])
+def test_tensor_without_an_element_may_still_be_too_large_to_prove(num_columns, is_too_large):
+    """Of its axes that have a size, the product counts, also of a constant."""
+    model = graph("c = Cast<to=1>(wide); m = ReduceSum<keepdims=0>(c); y = Add(x, m)")
+    wide = onnx.numpy_helper.from_array(np.empty((0, num_columns), np.float32), "wide")
+    model.graph.initializer.append(wide)
+    reason = "c (Cast): its output is too large to prove" if is_too_large else None
+    assert verdict(model) == reason
+
+
 def test_function_is_followed_into_its_body():
     text = (
         '<ir_version: 8, opset_import: ["" : 18, "own" : 1]>\ng (float[N,4] x) => (float[N,4] y)'

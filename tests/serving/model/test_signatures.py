@@ -11,6 +11,7 @@ from serving.model.signatures import (
     GraphSignature,
     ValueFacts,
     difference,
+    newest_accepted,
     read_graph,
     read_signature,
     unaccepted,
@@ -117,6 +118,16 @@ def test_versions_of_another_signature_are_named_however_few_there_are(number, t
     assert "version 1 has x FP32 [N, 4]" in reasons["2"]
     (tmp_path / "2" / MARK).touch()
     assert list(unaccepted(tmp_path, list(found), found.get)) == (["3"] if number > 2 else [])
+
+
+@pytest.mark.parametrize(("new", "reasons"), [(OTHER, ["10"]), (SAME, [])])
+def test_older_versions_are_those_of_smaller_numbers(new, reasons, tmp_path):
+    """However many digits these have, and in whichever order the folder lists them."""
+    kinds = {"10": new, "9": SAME}
+    found = {name: signature(tmp_path, *kind, name) for name, kind in kinds.items()}
+    assert list(unaccepted(tmp_path, list(kinds), found.get)) == reasons
+    newest = "9" if reasons else "10"
+    assert newest_accepted(tmp_path, list(kinds), found.get) == (newest, found[newest])
 
 
 def test_version_that_cannot_be_read_stands_for_nothing(tmp_path):
