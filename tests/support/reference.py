@@ -25,6 +25,6 @@ def shown(parser: argparse.ArgumentParser) -> list[str]:
         ]  # fmt: skip
         if actions and group.title not in ("positional arguments", "options"):
             lines.append(str(group.title))
-        for each in actions:
-            lines.append(formatter._format_action_invocation(each).replace("|", " or "))
+        words = map(formatter._format_action_invocation, actions)
+        lines.extend(each.replace("|", " or ") for each in words)
     return lines

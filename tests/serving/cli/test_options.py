@@ -8,9 +8,9 @@ import pytest
 
 from serving.cli import target
 from serving.cli.commands import COMMANDS, options_of, parser_of
-from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from serving.commandline.help_texts import Formatter
 from serving.commandline.parser import Parser
+from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from serving.errors import ConfigurationError
 from tests.support.reference import listed, shown
 
