@@ -14,14 +14,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from digit_classifier import answers, command
-from serving.commandline.help_texts import Formatter
-from serving.commandline.parser import Parser
+from digit_classifier import answers
 from serving.commandline.progress import Bar
 from serving.commandline.terminal import escape
 from serving.tensors import Signature
 from tests.serving.model import templates
-from tests.support.reference import listed, shown
 from tests.support.servers import ended, program, running_server
 
 COMMAND = [sys.executable, "-m", "serving", "classify"]
@@ -50,13 +47,6 @@ def test_folder_is_read_with_those_below_in_order(models, folder, run):
     assert [line.rpartition(": ")[0] for line in out] == [
         str(folder / name) for name in [*SORTED, "b.png"]
     ]
-
-
-def test_help_lists_options_in_the_order_of_the_reference():
-    parser = Parser(prog="classify", formatter_class=Formatter)
-    command.add_arguments(parser)
-    assert len(listed("classify")) > 5
-    assert shown(parser) == listed("classify")
 
 
 def test_folder_without_pictures_is_an_error(models, folder, tmp_path, run):

@@ -1,7 +1,9 @@
 """What fails at a repository elsewhere: whose fault it is, and whether to try again."""
 
 import errno
+import fcntl
 import os
+from pathlib import Path
 
 import pytest
 
@@ -130,6 +132,21 @@ def test_copy_is_the_users_own_and_made_once(system, tmp_path):
     other = repository.fetch()
     assert (other / "b" / "1" / "model.onnx").read_bytes() == b"another"
     assert (other / "a" / "1" / "model.onnx").samefile(root / "a" / "1" / "model.onnx")
+
+
+def test_copy_is_made_by_one_process_at_a_time(system, tmp_path, monkeypatch):
+    """Whoever waits for another one finds its copy."""
+    repository = RemoteRepository("memory://full/models", tmp_path)
+    done, newest = [], repository._newest
+
+    def lock(file, how):
+        assert (Path(file.name).name, how) == ("lock", fcntl.LOCK_EX)
+        done.append("locked")
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    monkeypatch.setattr(repository, "_newest", lambda: done.append("looked") or newest())
+    repository.fetch()
+    assert done == ["locked", "looked"]
 
 
 def test_file_of_a_repository_has_two_gibibytes_at_most(system, tmp_path, monkeypatch):

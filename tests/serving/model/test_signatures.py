@@ -233,3 +233,23 @@ def test_images_and_classes_have_one_difference_that_is_named(old, new, reason):
 def test_difference_of_images_without_classes_is_of_their_fields():
     before, after = (GraphSignature({}, {}, json.dumps({"dtype": each})) for each in "ab")
     assert difference(before, after) == "dtype was a and is b"
+
+
+def test_first_of_several_differences_is_the_one_that_most_callers_meet():
+    """What is gone, then what is another, then what is new, then pictures and classes."""
+    text, number = ValueFacts("BYTES", (-1,)), ValueFacts("FP32", (-1,))
+    classes = [json.dumps({"classes": each}) for each in (2, 3)]
+    old = GraphSignature({"a": text, "b": text}, {"y": text, "z": text}, classes[0])
+    steps = {
+        "input a is gone": GraphSignature({"b": number, "c": text}, {"y": number}),
+        "input b BYTES [N] has become b FP32 [N]":
+            GraphSignature({"a": text, "b": number, "c": text}, {"y": number}),
+        "output y BYTES [N] has become y FP32 [N]":
+            GraphSignature({"a": text, "b": text, "c": text}, {"y": number}),
+        "output z is gone": GraphSignature({"a": text, "b": text, "c": text}, {"y": text}),
+        "input c is new": GraphSignature({"a": text, "b": text, "c": text}, old.outputs),
+        "it has no manifest that describes images and classes":
+            GraphSignature(old.inputs, old.outputs),
+        "classes was 2 and is 3": GraphSignature(old.inputs, old.outputs, classes[1]),
+    }  # fmt: skip
+    assert [difference(old, each) for each in steps.values()] == [*steps]
