@@ -719,6 +719,16 @@ def test_tensor_without_an_element_may_still_be_too_large_to_prove(num_columns, 
     assert verdict(model) == reason
 
 
+@pytest.mark.parametrize(
+    ("rank", "reason"), [(12, None), (13, "t (Unsqueeze): it has more than 12 axes")]
+)
+def test_tensor_of_more_axes_than_twelve_is_not_followed(rank, reason):
+    model = graph("t = Unsqueeze(x, axes); y = Squeeze(t, axes)")
+    axes = onnx.numpy_helper.from_array(np.arange(2, rank), "axes")
+    model.graph.initializer.append(axes)
+    assert verdict(model) == reason
+
+
 def test_function_is_followed_into_its_body():
     text = (
         '<ir_version: 8, opset_import: ["" : 18, "own" : 1]>\ng (float[N,4] x) => (float[N,4] y)'

@@ -2,15 +2,18 @@
 
 import io
 import json
+import shutil
 
 import pytest
 from onnx import TensorProto, helper
 
+from digit_classifier.predictions import DIGITS
 from serving.model.signatures import (
     MARK,
     GraphSignature,
     ValueFacts,
     difference,
+    find_signature,
     newest_accepted,
     read_graph,
     read_signature,
@@ -233,6 +236,19 @@ def test_images_and_classes_have_one_difference_that_is_named(old, new, reason):
 def test_difference_of_images_without_classes_is_of_their_fields():
     before, after = (GraphSignature({}, {}, json.dumps({"dtype": each})) for each in "ab")
     assert difference(before, after) == "dtype was a and is b"
+
+
+def test_images_and_classes_are_those_of_the_manifest(models, tmp_path):
+    """One that is malformed has none: loading says why it is refused."""
+    shutil.copytree(models / "digits", tmp_path / "digits")
+    found = find_signature(tmp_path / "digits", "1")
+    assert json.loads(found.images) == DIGITS.document()
+    manifest = tmp_path / "digits" / "1" / "manifest.json"
+    for text in ("", "[]", "{}", '{"signature": 3}', '{"signature": {"classes": "x"}}'):
+        manifest.write_text(text)
+        assert find_signature(tmp_path / "digits", "1") == found._replace(images="")
+    manifest.unlink()
+    assert find_signature(tmp_path / "digits", "1") == found._replace(images="")
 
 
 def test_first_of_several_differences_is_the_one_that_most_callers_meet():
