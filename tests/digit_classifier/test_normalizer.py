@@ -227,6 +227,8 @@ def test_frame_is_around_a_part_of_some_size(frame, inside, is_frame):
         ([(10, 5, 71, 40), (10, 60, 90, 95)], True),
         ([(10, 5, 90, 40)], False),
         ([(10, 0, 80, 100), (85, 60, 99, 95)], False),
+        ([(10, 5, 90, 40), (10, 60, 90, 95), (92, 5, 99, 93)], True),  # a tenth, not more
+        ([(10, 5, 90, 40), (10, 60, 90, 95), (92, 5, 99, 94)], False),
     ],
 )
 def test_row_of_digits_that_fills_the_picture(boxes, is_full):

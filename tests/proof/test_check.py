@@ -304,6 +304,31 @@ def test_time_that_is_spent_ends_the_check_after_a_batch_and_a_row(monkeypatch):
     assert (found.num_tensors, found.num_runs) == (1, 2)
 
 
+@pytest.mark.parametrize(
+    ("build_s", "run_s", "num_runs"),
+    [(0.0, 0.03, 4), (0.1, 0.03, 4), (0.0, 0.09, 2), (1.0, 0.06, 9), (1.0, 0.3, 2), (9.0, 0.1, 18)],
+)  # fmt: skip
+def test_further_runs_have_a_tenth_of_a_second_or_half_the_time_of_the_build(
+    build_s, run_s, num_runs
+):
+    """The one that is on its way then is the last; two draws have nine each, of fixed sizes."""
+    now_s = 0.0
+
+    class Slow(UnchangedSession):
+        def __init__(self, *args):
+            nonlocal now_s
+            super().__init__(*args)
+            now_s += build_s
+
+        def run(self, names, feeds):
+            nonlocal now_s
+            now_s += run_s
+            return super().run(names, feeds)
+
+    found = checked(graph("y = Neg(x)"), session=Slow, clock=lambda: now_s)
+    assert found.num_runs == num_runs
+
+
 def test_runs_that_take_too_long_are_ended(tmp_path, monkeypatch, caplog):
     """No loop is proved, so a long way of large products."""
     monkeypatch.setattr("serving.model.loading._CHECK_LIMIT_S", 0.1)

@@ -1,6 +1,7 @@
 """Drawn inputs: the sizes and values of each row, and how far two answers differ."""
 
 import math
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -100,6 +101,16 @@ def test_no_more_than_a_batch_may_take_is_drawn(monkeypatch):
     assert len([*draws_of_size(tensors, 2, {}, 1)]) == 2
     monkeypatch.setattr(drawn_inputs, "MAX_BYTES", 29)
     assert not [*draws_of_size(tensors, 2, {}, 1)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "sizes"), [(1 << 12, [512]), ((1 << 12) + 1, []), (1 << 15, []), (1 << 16, [])]
+)
+def test_inputs_of_a_batch_take_16_mib_at_most(columns, sizes):
+    """Of eight rows; sizes that would take more are not tried."""
+    tensors = [Tensor("x", "UINT8", (-1, -1, columns))]
+    drawn = draws_of_size(tensors, 8, {}, 512)
+    assert [each["x"].shape[1] for each in islice(drawn, 1)] == sizes
 
 
 def test_rows_are_taken_in_the_order_that_is_asked_for():

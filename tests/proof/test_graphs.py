@@ -440,6 +440,11 @@ MIXING = {
         "y, m, i, s = com.microsoft.SkipLayerNormalization(row, x, vector)",
         "y, m, i, s (com.microsoft.SkipLayerNormalization): only the second tensor may be repeated",
     ),
+    "added to one row, of a number each": (
+        "u = Unsqueeze(one, both); y, m, i, s = com.microsoft.SkipLayerNormalization(x, u, vector)",
+        "y, m, i, s (com.microsoft.SkipLayerNormalization): it normalizes over rows",
+        {"x": "float[N] x"},
+    ),
     "scores that nobody writes": (
         "v, y = ai.onnx.ml.LinearClassifier<classlabels_ints=[0, 1], coefficients=[1.0, 2.0, 3.0,"
         ' 4.0], intercepts=[1.0], post_transform="PROBIT">(x)',
@@ -702,6 +707,26 @@ def test_axes_of_two_inputs_that_no_node_joins_are_no_batch():
         "y = Neg(x); v = Neg(z)", x="float[N,4] x, float[M,4] z", y="float[N,4] y, float[M,4] v"
     )
     assert verdict(model) == "M and N are batch axes of their own"
+
+
+@pytest.mark.parametrize(("num_columns", "is_too_large"), [(1 << 28, False), (1 << 28 | 1, True)])
+def test_tensor_without_an_element_may_still_be_too_large_to_prove(num_columns, is_too_large):
+    """Of its axes that have a size, the product counts, also of a constant."""
+    model = graph("c = Cast<to=1>(none); m = ReduceSum<keepdims=0>(c); y = Add(x, m)")
+    none = onnx.numpy_helper.from_array(np.empty((0, num_columns), np.float32), "none")
+    model.graph.initializer.append(none)
+    reason = "c (Cast): its output is too large to prove" if is_too_large else None
+    assert verdict(model) == reason
+
+
+@pytest.mark.parametrize(
+    ("rank", "reason"), [(12, None), (13, "t (Unsqueeze): it has more than 12 axes")]
+)
+def test_tensor_of_more_axes_than_twelve_is_not_followed(rank, reason):
+    model = graph("t = Unsqueeze(x, axes); y = Squeeze(t, axes)")
+    axes = onnx.numpy_helper.from_array(np.arange(2, rank), "axes")
+    model.graph.initializer.append(axes)
+    assert verdict(model) == reason
 
 
 def test_function_is_followed_into_its_body():

@@ -1,5 +1,7 @@
 """Commands without a model: which words they take, what they check first, and their help."""
 
+import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,7 +142,172 @@ def test_labels_are_for_an_output_that_they_fit(monkeypatch):
     assert str(caught.value) == "--labels: 2 labels fit no output of y [1, 3]"
 
 
+class Server:
+    """The client of a server: notes which version of which model is asked for what."""
+
+    def __init__(self, in_parts):
+        signature = TensorSignature((NUMBERS,), (NUMBERS,), is_batchable=True)
+        self.info = SimpleNamespace(
+            tensors=signature, pictures=None, labels=(), in_parts=in_parts
+        )  # fmt: skip
+        self.asked: list[Any] = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.asked.append("closed")
+
+    def describe(self, *asked):
+        self.asked.append(("describe", *asked))
+        return self.info
+
+    def infer(self, name, feeds, version=""):
+        self.asked.append(("infer", name, *feeds, version))
+        return {"y": np.array([[1.0]])}
+
+    def stream(self, name, feeds, version=""):
+        self.asked.append(("stream", name, *feeds, version))
+        yield {"y": np.array([[1.0]])}
+        yield {"y": np.array([[2.0]])}
+
+
+@pytest.mark.parametrize("version", ["7", ""])
+@pytest.mark.parametrize("in_parts", [True, False])
+@pytest.mark.parametrize("value", ["x=[1, 2]", "--random"])
+def test_server_describes_and_runs_the_version_that_is_named(
+    value, in_parts, version, monkeypatch, capsys
+):
+    server = Server(in_parts)
+    monkeypatch.setattr(inference, "client_of", lambda options: server)
+    words = ["infer", "m", value, "--target", "h:1", "--json"]
+    words += ["--version", version] if version else []
+    assert inference.run(parser_of("infer").parse_args(words)) == 0
+    method = "stream" if in_parts else "infer"
+    assert server.asked == [("describe", "m", version), (method, "m", "x", version), "closed"]
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert printed == [{"y": [[1.0]]}, {"y": [[2.0]]}][: 1 + in_parts]
+
+
+@pytest.mark.parametrize("command", ["infer", "info"])
+def test_handler_for_a_server_is_refused_before_anything_is_read_or_asked(command, monkeypatch):
+    def ask(options):
+        raise AssertionError
+
+    monkeypatch.setattr("serving.cli.target.client_of", ask)
+    monkeypatch.setattr(inference, "client_of", ask)
+    words = [*["m"] * (command == "infer"), "--target", "h:1", "--handler", "a.py"]
+    words += ["--labels", "missing.txt"] * (command == "infer")
+    options = parser_of(command).parse_args([command, *words])
+    with pytest.raises(ConfigurationError, match=r"^--handler is for a model that is loaded here"):
+        options.run(options)
+
+
+BINARY = Tensor("b", "BYTES", (-1,), content="bytes")
+
+
+def test_description_of_a_servers_pictures_goes_before_the_options(monkeypatch):
+    """Also one that this version does not know: then there are none."""
+    monkeypatch.setattr(inference, "is_known", lambda document: document != {"kind": "new"})
+    monkeypatch.setattr(inference.Preprocessing, "of", lambda document: ("of", document))
+    monkeypatch.setattr(inference, "read_labels", lambda path: ())
+    options: Any = SimpleNamespace(input="image", labels=None, target="h:1", model="m")
+    tensors: Any = "tensors"
+    assert inference._pictures_of(options, tensors, {"a": 1}) == ("of", {"a": 1})
+    assert inference._pictures_of(options, tensors, {"kind": "new"}) is None
+
+
+def test_file_is_an_array_unless_the_input_takes_any_bytes(tmp_path):
+    np.save(tmp_path / "row.npy", np.array([[1, 2]], np.float32))
+    found = inference._of_file(NUMBERS, f"@{tmp_path / 'row.npy'}", None)
+    assert found.tolist() == [[1.0, 2.0]]
+    content = (tmp_path / "row.npy").read_bytes()
+    assert inference._of_file(BINARY, f"@{tmp_path / 'row.npy'}", None) == content
+
+
+@pytest.mark.parametrize(
+    ("datatype", "zeros", "random"),
+    [
+        ("BYTES", {"text"}, {"text"}), ("UINT8", {0}, {*range(256)}), ("INT64", {0}, {0, 1}),
+        ("BOOL", {False}, {True}),
+    ],
+)  # fmt: skip
+def test_numbers_that_nobody_names_are_such_as_models_take(datatype, zeros, random):
+    """Pixels are of any brightness; other whole numbers are rows of a table, or a mask."""
+    tensor = Tensor("x", datatype, (-1, 9))
+    found = [inference._filled(how, tensor, (999, 9)) for how in ("zeros", "random")]
+    assert [{*each.flat} for each in found] == [zeros, random]
+    assert [(each.shape, each.dtype) for each in found] == [((999, 9), tensor.dtype)] * 2
+
+
+def test_random_floats_are_from_0_to_1():
+    numbers = inference._filled("random", NUMBERS, (999, 2))
+    assert 0 <= numbers.min() < 0.01
+    assert 0.99 < numbers.max() < 1
+
+
 # serve
+
+
+def test_server_has_its_streams_and_one_thread_of_arithmetic_before_it_imports(monkeypatch):
+    done: list[Any] = []
+
+    def note(name, answer=None):
+        def call(*args):
+            done.append((name, *args, os.environ.get("OPENBLAS_NUM_THREADS")))
+            return answer
+
+        return call
+
+    for named in (None, "8"):  # an operator's own number stays
+        for answer, code in ((True, 0), (False, 1)):
+            monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+            if named:
+                monkeypatch.setenv("OPENBLAS_NUM_THREADS", named)
+            monkeypatch.setattr(serve, "reserve_standard_files", note("reserve"))
+            monkeypatch.setattr(serve, "serve_until_stopped", note("serve", answer))
+            monkeypatch.setattr(serve.signals, "end_process", note("end"))
+            serve.run("options")
+            number = named or "1"
+            assert done == [
+                ("reserve", number), ("serve", "options", number), ("end", code, number),
+            ]  # fmt: skip
+            done.clear()
+
+
+def test_server_starts_in_this_order(monkeypatch):
+    """What is missing is said first; what stays is imported without a collector; then it logs."""
+    done: list[Any] = []
+
+    def note(name, answer=None):
+        return lambda *args: done.append(name) or answer
+
+    collector = SimpleNamespace(disable=note("off"), freeze=note("frozen"), enable=note("on"))
+    monkeypatch.setattr(serve, "gc", collector)
+    monkeypatch.setattr(serve.installation, "require", note("packages"))
+    monkeypatch.setattr(serve, "import_module", note("imports"))
+    monkeypatch.setattr(serve.logs, "setup", lambda *args: done.append(("logs", *args)))
+    monkeypatch.setattr(serve, "_ports", lambda options: done.append("ports") or {})
+    monkeypatch.setattr("serving.model.picture_inputs.read_labels", lambda path: (path.name,))
+    monkeypatch.setattr(serve, "require_descriptors", lambda number: done.append(number))
+    monkeypatch.setattr(serve, "_served_models", note("models", ModelConfig(models=Path("m"))))
+    monkeypatch.setattr(
+        "serving.model.repository.named_models", lambda *args: done.append(("named", *args[1:]))
+    )
+
+    def run(model, batching, config):
+        done.append(("run", model.models, batching, config.workers, config.labels))
+        return True
+
+    monkeypatch.setattr(serve, "_run", run)
+    words = ["serve", "--workers", "3", "--input", "image", "--labels", "cat"]
+    words += ["--http-port", "off", "--metrics-port", "off"]
+    assert serve.serve_until_stopped(parser_of("serve").parse_args(words)) is True
+    assert done == [
+        "packages", "off", "imports", "frozen", "on", ("logs", "text", "info"), "ports",
+        64 + 8 * 3, "models", ("named", Path("m")),
+        ("run", Path("m"), BatchingConfig(), 3, ("cat",)),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("workers", [1, 2])

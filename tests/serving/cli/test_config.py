@@ -249,3 +249,40 @@ def test_first_thing_that_is_wrong_is_said():
     assert refusal(ServerConfig, host="unix:/a", workers=2, http_host="unix:/b") == (
         "http_host must be an address: only host may be a Unix socket, got 'unix:/b'"
     )
+    assert refusal(ServerConfig, port=7, metrics_port=7, http_host="unix:/b") == (
+        "port and metrics_port must be different, got 7"
+    )
+    assert refusal(ServerConfig, http_port=-1, metrics_port=-1) == (
+        "metrics_port must be 0 to 65535, got -1"
+    )
+
+
+MENDED = {
+    BatchingConfig: "max_batch_size queue_capacity max_request_rows max_queue_delay_s "
+    "max_response_bytes slo_s max_run_s max_handler_s handler_processes max_handler_bytes",
+    ModelConfig: "device precision versions canary threads max_model_bytes served_name "
+    "max_handler_setup_s batch",
+    ServerConfig: "port metrics_port http_port metrics_host http_host max_json_bytes "
+    "max_buffered_bytes input labels workers access_log drain_s max_connection_age_s "
+    "reload_interval_s self_test_interval_s",
+}
+"""The order in which somebody hears of settings all of which are wrong, as he mends them."""
+
+
+@pytest.mark.parametrize("kind", MENDED, ids=lambda kind: kind.__name__)
+def test_settings_that_are_wrong_are_said_one_after_the_other(kind):
+    wrong = {field: bad[0] for each, field, _, bad, _ in reversed(LIMITS) if each is kind}
+    wrong |= {"batch": ("a",)} if kind is ModelConfig else {}
+    said = []
+    while (reason := refusal(kind, **wrong)) is not None:
+        name = reason.split()[0]
+        said.append(name if name in wrong else f"{name}_s")
+        del wrong[said[-1]]
+    assert said == MENDED[kind].split()
+
+
+def test_capacity_of_a_queue_is_compared_with_requests_between_two_other_settings():
+    wrong = {"max_batch_size": 16_385, "queue_capacity": 4095, "max_queue_delay_s": -1}
+    assert str(refusal(BatchingConfig, **wrong)).startswith("max_batch_size must be at most")
+    del wrong["max_batch_size"]
+    assert str(refusal(BatchingConfig, **wrong)).startswith("queue_capacity must be at least max")

@@ -6,8 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-from serving.model import judging
-from serving.model.onnx_runtime import new_session, runtime
+from serving.model import file_trial, judging
+from serving.model.file_trial import File, Step
+from serving.model.onnx_runtime import ON_CPU, new_session, runtime
 from serving.model.verdicts import Verdict
 from serving.proof import Mixes
 from serving.proof.check import Comparison, NotRun
@@ -151,3 +152,27 @@ def test_check_runs_the_graph_as_its_file_has_it(tmp_path, monkeypatch):
     options.terminate = True
     with pytest.raises(TimeoutError, match="the check by a run was ended"):
         session.run(["y"], {"x": rows})
+
+
+def test_step_is_noted_before_its_work_begins(tmp_path, monkeypatch):
+    """A process that ends leaves the step that has ended it."""
+    progress, seen = tmp_path / "progress", []
+
+    def noted(work):
+        def call(*args, **options):
+            seen.append((work.__name__, Step(progress.read_bytes()[0])))
+            return work(*args, **options)
+
+        return call
+
+    monkeypatch.setattr(file_trial, "parse_model", noted(file_trial.parse_model))
+    monkeypatch.setattr(judging, "within_limits", noted(judging.within_limits))
+    monkeypatch.setattr(file_trial.OnnxEngine, "open", noted(file_trial.OnnxEngine.open))
+    monkeypatch.setattr(file_trial, "_run_once", noted(file_trial._run_once))
+    onnx = two_layers().SerializeToString()
+    file = File("net version 1", onnx, {}, ("digest",), ON_CPU, None, 60.0, 10.0)
+    file_trial._steps(file, str(progress), True)
+    assert seen == [
+        ("parse_model", Step.PARSING), ("within_limits", Step.PROVING), ("open", Step.BUILDING),
+        ("_run_once", Step.RUNNING),
+    ]  # fmt: skip

@@ -261,6 +261,25 @@ def test_loading_lets_go_of_its_files_step_by_step(tmp_path, monkeypatch, caplog
     assert one.loaded.tensors.is_batchable
 
 
+@pytest.mark.parametrize(("num_bytes", "is_large"), [(4 << 20, False), (4 << 20 | 1, True)])
+def test_memory_of_a_large_file_is_given_back_once_nothing_holds_it(
+    num_bytes, is_large, tmp_path, monkeypatch
+):
+    """One of more than 4 MiB: for others it would take longer than it is worth."""
+    described = two_layers()
+    described.doc_string = "x" * (4 << 20)
+    described.doc_string = "x" * ((4 << 20) + num_bytes - described.ByteSize())
+    path = save(described, tmp_path, "net.onnx")
+    assert path.stat().st_size == num_bytes
+    one, held = Loading(path, "1", LoadOptions(device="cpu")), []
+    monkeypatch.setattr(loading, "trim_memory", lambda: held.append(one._source.onnx))
+    for step in (one.read, one.judge, one.build):
+        step()
+    held.clear()
+    one.check()
+    assert held == [b""] * is_large
+
+
 def test_verdict_of_a_first_try_goes_before_an_older_one(tmp_path, monkeypatch):
     path = save(two_layers(), tmp_path, "net.onnx")
     lasting, older = verdicts.Verdict("as tried"), verdicts.Verdict("as kept")

@@ -100,6 +100,42 @@ def test_wrong_description_is_refused_by_its_field(document, words):
         of_graph(RGB, document)
 
 
+MENDED = [
+    # What is said of a description, and what its writer then changes.
+    ("field: one of size, channels", {"sizes": None}),
+    ("size: [height, width] expected", {"size": [0, 1]}),
+    ("size: height and width", {"size": [8, 8]}),
+    ("channels: 1 or 3", {"channels": 3}),
+    ("layout: one of flat", {"layout": "NHW"}),
+    ("channels: 1 where the layout is NHW", {"layout": "NCHW"}),
+    ("dtype: one of uint8", {"dtype": "uint8"}),
+    ("scale: a number above 0", {"scale": 0.5}),
+    ("mean: a number for each channel", {"mean": []}),
+    ("std: a number for each channel", {"std": [1, 0, 1]}),
+    ("std: numbers other than 0", {"std": []}),
+    ("dtype: float32 where levels are scaled", {"scale": 1}),
+    ("resize: one of stretch", {"resize": "digits"}),
+    ("size: that of digits", {"size": [28, 28]}),
+    ("channels: 1 expected", {"channels": 1}),
+    ("invert: true or false", {"invert": False}),
+    ("labels: texts of 1 to 100", {"labels": ["a"]}),
+]
+
+
+def test_field_that_others_rest_on_is_refused_before_them():
+    document = {
+        "sizes": [8, 8], "channels": 2, "layout": "x", "dtype": "int3", "scale": 0,
+        "mean": [1, 2], "std": [1, 2], "resize": "y", "invert": 3, "labels": [""],
+    }  # fmt: skip
+    for words, change in MENDED:
+        with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
+            Preprocessing.of(document)
+        document |= change
+        if "sizes" in change:
+            del document["sizes"]
+    assert Preprocessing.of(document).size == (28, 28)
+
+
 TEXTS = (Tensor("texts", "BYTES", (-1,)),)
 
 

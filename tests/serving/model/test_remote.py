@@ -1,7 +1,10 @@
 """What fails at a repository elsewhere: whose fault it is, and whether to try again."""
 
 import errno
+import fcntl
+import hashlib
 import os
+from pathlib import Path
 
 import pytest
 
@@ -130,6 +133,87 @@ def test_copy_is_the_users_own_and_made_once(system, tmp_path):
     other = repository.fetch()
     assert (other / "b" / "1" / "model.onnx").read_bytes() == b"another"
     assert (other / "a" / "1" / "model.onnx").samefile(root / "a" / "1" / "model.onnx")
+
+
+def test_newest_copy_is_served_where_the_url_is_out_of_reach(system, tmp_path, monkeypatch):
+    """A later process has it from the times of the copies, which no name tells."""
+    repository = RemoteRepository("memory://full/models", tmp_path)
+    first = repository.fetch()
+    system.pipe("/full/models/b/1/model.onnx", b"another")
+    second = repository.fetch()
+
+    def fail(self):
+        raise Unavailable("not now")
+
+    monkeypatch.setattr(RemoteRepository, "_list", fail)
+    for newest, older in ((first, second), (second, first)):
+        os.utime(older, ns=(1, 1))
+        os.utime(newest, ns=(2, 2))
+        assert RemoteRepository("memory://full/models", tmp_path).fetch() == newest
+
+
+def test_two_copies_are_kept_of_many(system, tmp_path):
+    repository, roots = RemoteRepository("memory://full/models", tmp_path), []
+    for number in range(4):
+        system.pipe("/full/models/a/1/model.onnx", b"graph %d" % number)
+        roots.append(repository.fetch())
+    assert {each for each in roots[0].parent.iterdir() if each.is_dir()} == {*roots[2:]}
+
+
+def test_one_file_is_a_model_of_its_name(system, tmp_path):
+    system.pipe("/full/net.onnx", b"graph")
+    digest = hashlib.sha256(b"graph").hexdigest()
+    for end in ("", f"#sha256={digest}"):
+        root = RemoteRepository(f"memory://full/net.onnx{end}", tmp_path).fetch()
+        assert root.name == digest
+        assert (root / "net" / "1" / "model.onnx").read_bytes() == b"graph"
+
+
+def test_copy_is_whole_on_the_disk_before_it_has_its_name(system, tmp_path, monkeypatch):
+    seen = []
+
+    def note(*paths):
+        (tree,) = tmp_path.glob("*/*/tree")
+        names = sorted(each.name for each in tree.rglob("*") if each.is_file())
+        seen.append((len(paths), names))
+
+    rename = os.rename
+    monkeypatch.setattr(os, "sync", note)
+    monkeypatch.setattr(os, "rename", lambda *paths: (note(*paths), rename(*paths)))
+    RemoteRepository("memory://full/models", tmp_path).fetch()
+    whole = [remote._COPIED, "model.onnx"]
+    assert seen == [(0, whole), (2, whole)]
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://h/models#sha256=1", "#sha256= and 64 digits belong to one file"),
+        (f"http://h/models#sha256={'a' * 64}", "#sha256= and 64 digits belong to one file"),
+        ("http://h/net.onnx#sha256=1", "#sha256= and 64 digits belong to one file"),
+        ("http://h/models", "one .onnx is expected"), ("https://h/models", "one .onnx is expected"),
+        ("http://h/net.onnx", "without TLS it needs #sha256=DIGEST"),
+    ],
+)  # fmt: skip
+def test_url_of_the_web_is_of_one_file_whose_content_is_sure(url, reason, tmp_path):
+    with pytest.raises(ConfigurationError) as refused:
+        RemoteRepository(url, tmp_path)
+    assert str(refused.value) == f"{url.partition('#')[0]}: {reason}"
+
+
+def test_copy_is_made_by_one_process_at_a_time(system, tmp_path, monkeypatch):
+    """Whoever waits for another one finds its copy."""
+    repository = RemoteRepository("memory://full/models", tmp_path)
+    done, newest = [], repository._newest
+
+    def lock(file, how):
+        assert (Path(file.name).name, how) == ("lock", fcntl.LOCK_EX)
+        done.append("locked")
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    monkeypatch.setattr(repository, "_newest", lambda: done.append("looked") or newest())
+    repository.fetch()
+    assert done == ["locked", "looked"]
 
 
 def test_file_of_a_repository_has_two_gibibytes_at_most(system, tmp_path, monkeypatch):

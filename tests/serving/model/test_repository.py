@@ -234,8 +234,8 @@ MLMODEL = "flavors:\n  onnx:\n    data: {}\n    version: 1\n"
 TREES = {
     # name: (files with their texts, the models by name)
     "files": (
-        {"a.onnx": "", "B.ONNX": "", "c d.onnx": "", ".e.onnx": "", "f.txt": ""},
-        {"a": "a.onnx", "B": "B.ONNX", "c-d": "c d.onnx"},
+        {"a.onnx": "", "B.ONNX": "", "c d.onnx": "", ".e.onnx": "", "f.txt": "", "gér.onnx": ""},
+        {"a": "a.onnx", "B": "B.ONNX", "c-d": "c d.onnx", "g-r": "gér.onnx"},
     ),
     "folders of versions": ({"m/1/model.onnx": "", "m/x": "", "n/0/model.onnx": ""}, {"m": "m"}),
     "folder with a file": (

@@ -64,6 +64,16 @@ def test_parameter_of_ours_sets_its_field(key, field, value):
     assert parse_settings(file_of(key)) == replace(NO_SETTINGS, **{field: value})
 
 
+@pytest.mark.parametrize(
+    ("number", "delay_s"), [(0, None), (1, 1e-6), (2500, 0.0025), (10**12, 1e6)]
+)
+def test_delay_of_a_queue_is_in_microseconds_and_at_most_that_of_the_server(number, delay_s):
+    text = "dynamic_batching {{ max_queue_delay_microseconds: {} }}"
+    assert parse_settings(text.format(number).encode()).max_queue_delay_s == delay_s
+    with pytest.raises(ConfigurationError, match="at most 1000000000000, got 1000000000001"):
+        parse_settings(text.format(10**12 + 1).encode())
+
+
 def test_spot_checks_are_on_or_off():
     with pytest.raises(ConfigurationError, match=r"spot_checks: expected on or off, got 'yes'$"):
         parse_settings(file_of("spot_checks=yes"))

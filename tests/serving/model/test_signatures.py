@@ -2,15 +2,19 @@
 
 import io
 import json
+import shutil
 
 import pytest
 from onnx import TensorProto, helper
 
+from digit_classifier.predictions import DIGITS
 from serving.model.signatures import (
     MARK,
     GraphSignature,
     ValueFacts,
     difference,
+    find_signature,
+    newest_accepted,
     read_graph,
     read_signature,
     unaccepted,
@@ -119,6 +123,16 @@ def test_versions_of_another_signature_are_named_however_few_there_are(number, t
     assert list(unaccepted(tmp_path, list(found), found.get)) == (["3"] if number > 2 else [])
 
 
+@pytest.mark.parametrize(("new", "reasons"), [(OTHER, ["10"]), (SAME, [])])
+def test_older_versions_are_those_of_smaller_numbers(new, reasons, tmp_path):
+    """However many digits these have, and in whichever order the folder lists them."""
+    kinds = {"10": new, "9": SAME}
+    found = {name: signature(tmp_path, *kind, name) for name, kind in kinds.items()}
+    assert list(unaccepted(tmp_path, list(kinds), found.get)) == reasons
+    newest = "9" if reasons else "10"
+    assert newest_accepted(tmp_path, list(kinds), found.get) == (newest, found[newest])
+
+
 def test_version_that_cannot_be_read_stands_for_nothing(tmp_path):
     kinds = {"1": SAME, "2": SAME, "3": OTHER}
     found = {name: signature(tmp_path, *kind, name) for name, kind in kinds.items()}
@@ -222,3 +236,36 @@ def test_images_and_classes_have_one_difference_that_is_named(old, new, reason):
 def test_difference_of_images_without_classes_is_of_their_fields():
     before, after = (GraphSignature({}, {}, json.dumps({"dtype": each})) for each in "ab")
     assert difference(before, after) == "dtype was a and is b"
+
+
+def test_images_and_classes_are_those_of_the_manifest(models, tmp_path):
+    """One that is malformed has none: loading says why it is refused."""
+    shutil.copytree(models / "digits", tmp_path / "digits")
+    found = find_signature(tmp_path / "digits", "1")
+    assert json.loads(found.images) == DIGITS.document()
+    manifest = tmp_path / "digits" / "1" / "manifest.json"
+    for text in ("", "[]", "{}", '{"signature": 3}', '{"signature": {"classes": "x"}}'):
+        manifest.write_text(text)
+        assert find_signature(tmp_path / "digits", "1") == found._replace(images="")
+    manifest.unlink()
+    assert find_signature(tmp_path / "digits", "1") == found._replace(images="")
+
+
+def test_first_of_several_differences_is_the_one_that_most_callers_meet():
+    """What is gone, then what is another, then what is new, then pictures and classes."""
+    text, number = ValueFacts("BYTES", (-1,)), ValueFacts("FP32", (-1,))
+    classes = [json.dumps({"classes": each}) for each in (2, 3)]
+    old = GraphSignature({"a": text, "b": text}, {"y": text, "z": text}, classes[0])
+    steps = {
+        "input a is gone": GraphSignature({"b": number, "c": text}, {"y": number}),
+        "input b BYTES [N] has become b FP32 [N]":
+            GraphSignature({"a": text, "b": number, "c": text}, {"y": number}),
+        "output y BYTES [N] has become y FP32 [N]":
+            GraphSignature({"a": text, "b": text, "c": text}, {"y": number}),
+        "output z is gone": GraphSignature({"a": text, "b": text, "c": text}, {"y": text}),
+        "input c is new": GraphSignature({"a": text, "b": text, "c": text}, old.outputs),
+        "it has no manifest that describes images and classes":
+            GraphSignature(old.inputs, old.outputs),
+        "classes was 2 and is 3": GraphSignature(old.inputs, old.outputs, classes[1]),
+    }  # fmt: skip
+    assert [difference(old, each) for each in steps.values()] == [*steps]

@@ -65,6 +65,7 @@ class Setting:
         self.asked: list[Any] = []
         self.is_hopeless = self.is_half = self.is_late = False
         self.num_progress, self.now = 0, INT8
+        self.done: list[Any] = []
         self.folder, self.base = folder, Model()
         (folder / "made.onnx").write_bytes(b"12345")
         gates = [
@@ -87,9 +88,11 @@ class Setting:
 
     def _progress(self):
         self.num_progress += 1
+        self.done.append("progress")
 
     def _make(self, candidate, *, keeps_activations=False):
         self.now = candidate
+        self.done.append(candidate)
         if keeps_activations:
             return self.folder / "with activations"
         if isinstance(self.made.get(candidate), NotMade):
@@ -195,6 +198,12 @@ def test_candidate_that_is_no_model_is_named(error, reason, setting, monkeypatch
     found = setting.run(monkeypatch, NBITS)
     assert found == [TriedCandidate(candidate=NBITS, reason=reason)]
     assert (setting.asked, setting.search.files, setting.num_progress) == ([], {}, 1)
+
+
+def test_progress_is_said_of_what_is_done(setting, monkeypatch):
+    setting.is_late = True
+    setting.run(monkeypatch, INT8, NBITS)
+    assert setting.done == [INT8, "progress", NBITS, "progress"]
 
 
 def test_half_of_the_time_is_for_first_candidates(setting, monkeypatch):
