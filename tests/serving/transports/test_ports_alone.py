@@ -15,6 +15,7 @@ import pytest
 
 from serving.config import ServerConfig
 from serving.errors import InvalidRequest, Overloaded, TooLarge, Unavailable
+from serving.http2.events import MessagesReceived
 from serving.http2.headers import HeaderReader
 from serving.http2.hpack import encode_literally
 from serving.http2.limits import Limits
@@ -45,6 +46,7 @@ from serving.transports.grpc_headers import (
     too_long,
     trailers_of,
 )
+from serving.transports.grpc_port import H2Port
 from serving.transports.h2_server import H2Server
 from serving.transports.http_port import HttpEngine
 from serving.transports.peer import State, host_of, peer_of, public_headers
@@ -1108,6 +1110,85 @@ def test_compressed_messages_of_a_stream_are_counted_until_they_are_answered():
     call._unpacked = 0  # it is queued, and the next one is read
     call.keep(7)
     assert (call._unpacked, port.calls.budget._num_held) == (7, 107)
+
+
+def test_long_answer_without_room_is_not_sent():
+    call, port, peer = grpc_call()
+    port.calls.budget.max_bytes = 100
+    other = Pieces([bytes(60)])
+    port.calls.budget.hold_answer(other)
+    call.call_headers.method = SimpleNamespace(sends_one=False, is_counted_by_run=False)
+    call.start(call.send_framed(Pieces([bytes(60)])))
+    assert [name for name, *_ in peer.engine.done] == ["refuse"]
+    assert [code for _, code, _ in port.counted] == ["RESOURCE_EXHAUSTED"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_parts_of_a_methods_own_run_are_its_own(fails):
+    groups: list[Any] = []
+    target = SimpleNamespace(label=("m", "3"), submit=lambda group: groups.append(group) or 1)
+    call, _, _ = grpc_call("/a.B/Plain")
+    seen: list[Any] = []
+
+    async def step():
+        try:
+            seen.extend(
+                [each async for each in call.run_in_parts(b"", encoder_of(target, in_parts=True))]
+            )
+        except InvalidRequest as err:
+            seen.append(err)
+
+    call.start(step())
+    (group,) = groups
+    assert group.slots is None
+    error = InvalidRequest("it is bad")
+    if fails:
+        call.fail(group, error)
+    else:
+        call.answer(group, [b"the end"], (1.0, 2.0, "m", "3", 1))
+    assert seen == ([error] if fails else [])
+    assert call.is_over
+
+
+@pytest.mark.parametrize("own", [None, b"refused"])
+def test_request_that_fails_among_its_parts_ends_its_stream_or_is_answered_by_its_own(own):
+    call, _, peer = grpc_call()
+    pending = PendingResponse(5, lambda error: own)
+    call.parts.append(pending)
+    call.start(call.left())  # more may come
+    group: Any = SimpleNamespace(slots=[pending], encoder=encoder_of(in_parts=True))
+    call.fail(group, InvalidRequest("it is bad"))
+    names = [name for name, *_ in peer.engine.done]
+    assert names == (["acknowledge", "refuse"] if own is None else ["acknowledge", "respond",
+                                                                    "send"])  # fmt: skip
+    assert (call.is_over, call.parts) == (own is None, [])
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_recognised_messages_that_can_not_run_at_once_are_received_one_by_one(number):
+    call, own, peer = grpc_call()
+    ran: list[Any] = []
+
+    class Some(GrpcCall):
+        __slots__ = ()
+
+        def run_messages(self, encoder, messages, num_bytes, *, ended):
+            ran.append((encoder, messages, num_bytes, ended))
+            return number
+
+    some = Some(own, peer, call.stream, call.call_headers, 0.0)
+    router: Any = SimpleNamespace(metrics=None)
+    loop: Any = SimpleNamespace(clock=own.clock, post=own.post, calls=own.calls)
+    parser, host = HeaderParser(METHODS, None), own.host
+    port: Any = H2Port(router, parser, loop, own.limits, host, None)
+    received: list[Any] = []
+    port._receive_part = lambda peer, stream, data, now_s, ended: received.append((data, ended))
+    messages = [b"one", b"two", b"six"]
+    event = MessagesReceived(call.stream, (b"before-", 3), "encoder", messages, True)
+    port._take_messages(peer, event, some, 0.0)
+    assert ran == [("encoder", messages, 10, True)]
+    left = [(b"before-one", False), (b"before-two", False), (b"before-six", True)]
+    assert received == left[number:]
 
 
 def stream_target(*rooms):
