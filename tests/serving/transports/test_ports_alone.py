@@ -1391,6 +1391,28 @@ def test_port_has_as_many_connections_as_its_page_says():
         assert (peers[0].state == State.CLOSED) is False
 
 
+@pytest.mark.parametrize("is_full", [False, True])
+def test_connection_that_others_have_left_too_long_is_accepted_here(is_full):
+    """It is not left to them again; a port that is full pauses until a connection ends."""
+    port, done = FullPort(Connected(is_busy=True)), []
+    port.limits = PortLimits(max_message_bytes=1, max_connections=2 - is_full)
+
+    def noted(name, found=None):
+        def note(*args):
+            done.append(name)
+            return found
+
+        return note
+
+    port._acceptor = SimpleNamespace(
+        is_left_too_long=lambda now_s: True, listen=noted("listen"), pause=noted("pause"),
+        leaves_to_others=noted("leave?", False), accept=noted("accept", ()),
+        take_back=noted("take back"),
+    )  # fmt: skip
+    port.tick(0.0)
+    assert done == ["listen", *(["pause"] if is_full else ["leave?", "accept"]), "take back"]
+
+
 def test_connection_with_a_token_keeps_its_place():
     first, second = Connected(active_s=1.0, trusted=True), Connected(active_s=2.0)
     assert replaced(first, second, tokens=NEEDED) == 1
@@ -1403,6 +1425,7 @@ def test_connection_is_closed_though_its_calls_can_not_be_forgotten():
     with pytest.raises(RuntimeError, match="a bug"):
         port.abort(peer)
     assert (peer.closed, [*port]) == (["close"], [])
+    assert port.noted == [0], "and others know that it is gone"
     assert port._selector.done == [("unregister", peer.socket)]
     port.abort(peer)
     assert peer.closed == ["close"], "once"
