@@ -264,6 +264,23 @@ def test_who_has_just_connected_is_accepted_before_the_port_closes(web):
     assert done == ["accepted", "closed", "closed"]
 
 
+@pytest.mark.parametrize("request_", [post(b"abc"), get("/parts")], ids=["whole", "in parts"])
+def test_answer_has_the_id_of_its_log_line(request_, web):
+    ended: list[Any] = []
+    logged = SimpleNamespace(ids={"request_id": "r-1"}, route=None, run=None)
+    web.port.log = SimpleNamespace(
+        begin=lambda method, peer, headers: logged, end=lambda *args: ended.append(args)
+    )
+    head, _, _ = web.send(web.peer(), request_).partition(b"\r\n\r\n")
+    assert head.split(b"\r\n").count(b"x-request-id: r-1") == 1
+    assert ended == [(logged, "OK", 200)]
+
+
+def test_connection_has_the_clock_of_its_loop(web):
+    peer = web.peer()
+    assert (peer.opened_s, peer.active_s, peer.swept_s) == (1000.0, 1000.0, 1000.0)
+
+
 def test_request_of_a_caller_who_has_left_is_cancelled_and_counted_for_its_model(web):
     peer = web.peer()
     web.send(peer, get("/hang"))

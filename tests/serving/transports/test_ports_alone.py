@@ -1164,6 +1164,98 @@ def test_request_that_fails_among_its_parts_ends_its_stream_or_is_answered_by_it
     assert (call.is_over, call.parts) == (own is None, [])
 
 
+def test_messages_of_a_stream_are_taken_as_they_come_and_given_back_once():
+    call, port, peer = grpc_call()
+    call.takes_one = False
+    taken: list[Any] = []
+
+    async def step():
+        while (message := await call.message()) is not None:
+            taken.append(len(message))
+
+    call.start(step())
+    for part in (frame(bytes(900))[:300], frame(bytes(900))[300:600], frame(bytes(900))[600:]):
+        call.receive(part, ended=False)
+    assert taken == [900]
+    call.receive(frame(bytes(3)), ended=False)
+    assert taken == [900, 3], "a shorter one need not wait for as many bytes"
+    assert sum(number for (number,) in acknowledged(peer)) == 913
+    assert port.calls.budget._num_held == 0
+
+
+def test_stream_that_waits_for_other_things_than_messages_is_not_resumed_by_them():
+    call, _, _ = grpc_call()
+    call.takes_one = False
+    taken: list[Any] = []
+
+    async def step():
+        taken.append(bytes(await call.message()))
+        await call.left()
+        taken.append("it went on")
+
+    call.start(step())
+    call.receive(frame(b"one"), ended=False)
+    call.receive(frame(b"two"), ended=False)
+    call.resume()
+    assert taken == [b"one"]
+
+
+@pytest.mark.parametrize("is_end", [False, True])
+def test_stream_ends_behind_its_last_recognised_messages(is_end):
+    call, _, _ = grpc_call()
+    call.takes_one = False
+    call.call_headers.method = SimpleNamespace(error_message=lambda message, error: None)
+    taken: list[Any] = []
+
+    async def step():
+        taken.append(await call.message())
+
+    call.start(step())
+    target = stream_target(2)
+    assert call.run_messages(encoder_of(target), [b"one", b"two"], 8, ended=is_end) == 2
+    ((group,), places) = target.groups, call.pending
+    assert (group.messages, group.slots) == ([b"one", b"two"], places)
+    assert [each.num_bytes for each in places] == [8, 8]
+    assert taken == ([None] if is_end else [])
+
+
+def test_stream_that_failed_reads_nothing_more_and_ends_behind_the_answers_before():
+    call, port, _ = grpc_call()
+    call.takes_one = False
+    first, second = (PendingResponse(5, lambda error: None) for _ in range(2))
+    call.parts += [first, second]
+
+    async def step():
+        await call.message()
+
+    call.start(step())
+    group: Any = SimpleNamespace(slots=[second], encoder=encoder_of(in_parts=True))
+    call.fail(group, InvalidRequest("it is bad"))
+    call.receive(frame(b"more"), ended=True)
+    assert (call.is_over, call.parts) == (False, [first])
+    group.slots = [first]
+    call.answer(group, [b"the end"], (1.0, 2.0, "m", "3", 1))
+    assert call.is_over
+    assert [code for _, code, _ in port.counted] == ["INVALID_ARGUMENT"]
+
+
+def test_stream_reads_no_further_once_a_request_has_failed_at_once():
+    call, port, _ = grpc_call()
+    went_on: list[bool] = []
+    target: Any = SimpleNamespace(
+        label=("m", "3"), room_for_stream=lambda rows: 1,
+        add=lambda group: call.fail(group, InvalidRequest("it is bad")),
+    )  # fmt: skip
+
+    async def step():
+        await call.answer_in_order((b"rows", encoder_of(target)), lambda error: None)
+        went_on.append(True)
+
+    call.start(step())
+    assert (call.is_over, went_on) == (True, [])
+    assert [code for _, code, _ in port.counted] == ["INVALID_ARGUMENT"]
+
+
 @pytest.mark.parametrize("number", [0, 1, 3])
 def test_recognised_messages_that_can_not_run_at_once_are_received_one_by_one(number):
     call, own, peer = grpc_call()
@@ -1433,6 +1525,34 @@ def test_connection_is_closed_though_its_calls_can_not_be_forgotten():
     port = FullPort(other)
     port.abort(other)
     assert (port._selector.done, port.noted, port.dropped) == ([], [0], [other])
+
+
+def test_connection_ends_in_this_order():
+    """Its peer is told, its calls are forgotten, and then another one may have its place."""
+    done: list[str] = []
+
+    def noted(name):
+        return lambda *args: done.append(name)
+
+    peer: Any = Connected(flush=noted("flush"), close=noted("close"))
+    peer.engine.go_away = noted("say so")
+    port: Any = FullPort(peer)
+    peer.engine.go_away = noted("say so")
+    port.forget, port.drop = noted("forget"), noted("drop")
+    port._selector.unregister = noted("watch no more")
+    port._acceptor.note, port._acceptor.listen = noted("note"), noted("listen")
+    port.end(peer)
+    assert done == ["say so", "flush", "note", "forget", "drop", "watch no more", "close", "listen"]
+
+
+def test_port_that_closes_takes_nobody_before_its_connections_leave():
+    done: list[str] = []
+    peers = Connected(), Connected(state=State.LAST)
+    port: Any = FullPort(*peers)
+    port._acceptor.close = lambda: done.append("closed")
+    port.dismiss = lambda peer: done.append("leaves" if peer is peers[0] else "has left")
+    port.close()
+    assert done == ["closed", "leaves"]
 
 
 def test_peer_is_told_that_its_connection_is_over_though_its_calls_can_not_be_forgotten():
