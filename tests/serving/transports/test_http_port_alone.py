@@ -247,6 +247,15 @@ def test_long_answer_that_has_left_is_not_due_again(web):
     assert not engine.due
 
 
+def test_long_answer_leaves_a_mebibyte_a_turn(web):
+    engine = web.peer().engine
+    engine.write(Pieces([bytes(5 << 19)]))
+    sizes = []
+    while engine.due:
+        sizes.append(len(engine.data_to_send()))
+    assert sizes == [1 << 20, 1 << 20, 1 << 19]
+
+
 def test_who_has_just_connected_is_accepted_before_the_port_closes(web):
     """And told that the server ends, as all others are."""
     done: list[str] = []
