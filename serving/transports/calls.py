@@ -154,7 +154,7 @@ class LoopCall:
         try:
             result: Result = await paused(begin)
         finally:
-            self.is_running = was_running
+            self.is_running = was_running  # of a stream, more may come
         return result
 
     async def unpacked(self, packed: bytes, limit: int) -> bytes:
@@ -173,18 +173,14 @@ class LoopCall:
         while not calls.budget.has_room(self, num_bytes):
             await paused(self.wait_for_room)
         self.keep(num_bytes)
-        was_running = self.is_running
-        try:
-            return await self.work(
-                unpacking.unpack,
-                packed,
-                num_bytes,
-                size=max(len(packed), num_bytes),
-                few_bytes=unpacking.FEW_BYTES,
-                pool=calls.unpacker(self.port),
-            )
-        finally:
-            self.is_running = was_running  # of a stream, more may come
+        return await self.work(
+            unpacking.unpack,
+            packed,
+            num_bytes,
+            size=max(len(packed), num_bytes),
+            few_bytes=unpacking.FEW_BYTES,
+            pool=calls.unpacker(self.port),
+        )
 
     def keep(self, num_bytes: int) -> None:
         """Count the bytes of a request that has come, until it is answered."""

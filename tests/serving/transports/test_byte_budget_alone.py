@@ -115,10 +115,10 @@ def test_small_requests_come_beside_large_ones_that_wait(budget):
 
 
 def test_addresses_take_turns(budget):
-    first = Request(budget, 70, "many")
+    first = Request(budget, 70, "a")
     first.come(5)
-    many = [Request(budget, 30, "many") for _ in range(3)]
-    few = Request(budget, 30, "few")
+    many = [Request(budget, 30, "a") for _ in range(3)]
+    few = Request(budget, 30, "z")
     for each in (*many, few):
         each.come(5)
     first.end()

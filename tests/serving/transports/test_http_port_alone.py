@@ -247,6 +247,15 @@ def test_long_answer_that_has_left_is_not_due_again(web):
     assert not engine.due
 
 
+def test_long_answer_leaves_a_mebibyte_a_turn(web):
+    engine = web.peer().engine
+    engine.write(Pieces([bytes(5 << 19)]))
+    sizes = []
+    while engine.due:
+        sizes.append(len(engine.data_to_send()))
+    assert sizes == [1 << 20, 1 << 20, 1 << 19]
+
+
 def test_who_has_just_connected_is_accepted_before_the_port_closes(web):
     """And told that the server ends, as all others are."""
     done: list[str] = []
@@ -262,6 +271,23 @@ def test_who_has_just_connected_is_accepted_before_the_port_closes(web):
     web.port.close()
     web.port.close()
     assert done == ["accepted", "closed", "closed"]
+
+
+@pytest.mark.parametrize("request_", [post(b"abc"), get("/parts")], ids=["whole", "in parts"])
+def test_answer_has_the_id_of_its_log_line(request_, web):
+    ended: list[Any] = []
+    logged = SimpleNamespace(ids={"request_id": "r-1"}, route=None, run=None)
+    web.port.log = SimpleNamespace(
+        begin=lambda method, peer, headers: logged, end=lambda *args: ended.append(args)
+    )
+    head, _, _ = web.send(web.peer(), request_).partition(b"\r\n\r\n")
+    assert head.split(b"\r\n").count(b"x-request-id: r-1") == 1
+    assert ended == [(logged, "OK", 200)]
+
+
+def test_connection_has_the_clock_of_its_loop(web):
+    peer = web.peer()
+    assert (peer.opened_s, peer.active_s, peer.swept_s) == (1000.0, 1000.0, 1000.0)
 
 
 def test_request_of_a_caller_who_has_left_is_cancelled_and_counted_for_its_model(web):

@@ -182,6 +182,11 @@ def test_pages_that_may_ask(origin, headers):
     assert caught.value.status is HTTPStatus.FORBIDDEN
 
 
+def test_page_that_calls_another_server_learns_nothing_of_who_may_ask():
+    with pytest.raises(HttpError, match=r"^no server 'else.org' here"):
+        prepared(host="else.org", origin="http://page.org")
+
+
 def test_question_of_a_page_needs_no_token_and_no_handler():
     plan = prepared("OPTIONS", "/v1/own", tokens=TOKENS, origin="https://page.org")
     assert plan.handler is http_routing._allow

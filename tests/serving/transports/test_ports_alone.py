@@ -15,6 +15,7 @@ import pytest
 
 from serving.config import ServerConfig
 from serving.errors import InvalidRequest, Overloaded, TooLarge, Unavailable
+from serving.http2.events import MessagesReceived
 from serving.http2.headers import HeaderReader
 from serving.http2.hpack import encode_literally
 from serving.http2.limits import Limits
@@ -45,6 +46,7 @@ from serving.transports.grpc_headers import (
     too_long,
     trailers_of,
 )
+from serving.transports.grpc_port import H2Port
 from serving.transports.h2_server import H2Server
 from serving.transports.http_port import HttpEngine
 from serving.transports.peer import State, host_of, peer_of, public_headers
@@ -1110,6 +1112,177 @@ def test_compressed_messages_of_a_stream_are_counted_until_they_are_answered():
     assert (call._unpacked, port.calls.budget._num_held) == (7, 107)
 
 
+def test_long_answer_without_room_is_not_sent():
+    call, port, peer = grpc_call()
+    port.calls.budget.max_bytes = 100
+    other = Pieces([bytes(60)])
+    port.calls.budget.hold_answer(other)
+    call.call_headers.method = SimpleNamespace(sends_one=False, is_counted_by_run=False)
+    call.start(call.send_framed(Pieces([bytes(60)])))
+    assert [name for name, *_ in peer.engine.done] == ["refuse"]
+    assert [code for _, code, _ in port.counted] == ["RESOURCE_EXHAUSTED"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_parts_of_a_methods_own_run_are_its_own(fails):
+    groups: list[Any] = []
+    target = SimpleNamespace(label=("m", "3"), submit=lambda group: groups.append(group) or 1)
+    call, _, _ = grpc_call("/a.B/Plain")
+    seen: list[Any] = []
+
+    async def step():
+        try:
+            seen.extend(
+                [each async for each in call.run_in_parts(b"", encoder_of(target, in_parts=True))]
+            )
+        except InvalidRequest as err:
+            seen.append(err)
+
+    call.start(step())
+    (group,) = groups
+    assert group.slots is None
+    error = InvalidRequest("it is bad")
+    if fails:
+        call.fail(group, error)
+    else:
+        call.answer(group, [b"the end"], (1.0, 2.0, "m", "3", 1))
+    assert seen == ([error] if fails else [])
+    assert call.is_over
+
+
+@pytest.mark.parametrize("own", [None, b"refused"])
+def test_request_that_fails_among_its_parts_ends_its_stream_or_is_answered_by_its_own(own):
+    call, _, peer = grpc_call()
+    pending = PendingResponse(5, lambda error: own)
+    call.parts.append(pending)
+    call.start(call.left())  # more may come
+    group: Any = SimpleNamespace(slots=[pending], encoder=encoder_of(in_parts=True))
+    call.fail(group, InvalidRequest("it is bad"))
+    names = [name for name, *_ in peer.engine.done]
+    assert names == (["acknowledge", "refuse"] if own is None else ["acknowledge", "respond",
+                                                                    "send"])  # fmt: skip
+    assert (call.is_over, call.parts) == (own is None, [])
+
+
+def test_messages_of_a_stream_are_taken_as_they_come_and_given_back_once():
+    call, port, peer = grpc_call()
+    call.takes_one = False
+    taken: list[Any] = []
+
+    async def step():
+        while (message := await call.message()) is not None:
+            taken.append(len(message))
+
+    call.start(step())
+    for part in (frame(bytes(900))[:300], frame(bytes(900))[300:600], frame(bytes(900))[600:]):
+        call.receive(part, ended=False)
+    assert taken == [900]
+    call.receive(frame(bytes(3)), ended=False)
+    assert taken == [900, 3], "a shorter one need not wait for as many bytes"
+    assert sum(number for (number,) in acknowledged(peer)) == 913
+    assert port.calls.budget._num_held == 0
+
+
+def test_stream_that_waits_for_other_things_than_messages_is_not_resumed_by_them():
+    call, _, _ = grpc_call()
+    call.takes_one = False
+    taken: list[Any] = []
+
+    async def step():
+        taken.append(bytes(await call.message()))
+        await call.left()
+        taken.append("it went on")
+
+    call.start(step())
+    call.receive(frame(b"one"), ended=False)
+    call.receive(frame(b"two"), ended=False)
+    call.resume()
+    assert taken == [b"one"]
+
+
+@pytest.mark.parametrize("is_end", [False, True])
+def test_stream_ends_behind_its_last_recognised_messages(is_end):
+    call, _, _ = grpc_call()
+    call.takes_one = False
+    call.call_headers.method = SimpleNamespace(error_message=lambda message, error: None)
+    taken: list[Any] = []
+
+    async def step():
+        taken.append(await call.message())
+
+    call.start(step())
+    target = stream_target(2)
+    assert call.run_messages(encoder_of(target), [b"one", b"two"], 8, ended=is_end) == 2
+    ((group,), places) = target.groups, call.pending
+    assert (group.messages, group.slots) == ([b"one", b"two"], places)
+    assert [each.num_bytes for each in places] == [8, 8]
+    assert taken == ([None] if is_end else [])
+
+
+def test_stream_that_failed_reads_nothing_more_and_ends_behind_the_answers_before():
+    call, port, _ = grpc_call()
+    call.takes_one = False
+    first, second = (PendingResponse(5, lambda error: None) for _ in range(2))
+    call.parts += [first, second]
+
+    async def step():
+        await call.message()
+
+    call.start(step())
+    group: Any = SimpleNamespace(slots=[second], encoder=encoder_of(in_parts=True))
+    call.fail(group, InvalidRequest("it is bad"))
+    call.receive(frame(b"more"), ended=True)
+    assert (call.is_over, call.parts) == (False, [first])
+    group.slots = [first]
+    call.answer(group, [b"the end"], (1.0, 2.0, "m", "3", 1))
+    assert call.is_over
+    assert [code for _, code, _ in port.counted] == ["INVALID_ARGUMENT"]
+
+
+def test_stream_reads_no_further_once_a_request_has_failed_at_once():
+    call, port, _ = grpc_call()
+    went_on: list[bool] = []
+    target: Any = SimpleNamespace(
+        label=("m", "3"), room_for_stream=lambda rows: 1,
+        add=lambda group: call.fail(group, InvalidRequest("it is bad")),
+    )  # fmt: skip
+
+    async def step():
+        await call.answer_in_order((b"rows", encoder_of(target)), lambda error: None)
+        went_on.append(True)
+
+    call.start(step())
+    assert (call.is_over, went_on) == (True, [])
+    assert [code for _, code, _ in port.counted] == ["INVALID_ARGUMENT"]
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_recognised_messages_that_can_not_run_at_once_are_received_one_by_one(number):
+    call, own, peer = grpc_call()
+    ran: list[Any] = []
+
+    class Some(GrpcCall):
+        __slots__ = ()
+
+        def run_messages(self, encoder, messages, num_bytes, *, ended):
+            ran.append((encoder, messages, num_bytes, ended))
+            return number
+
+    some = Some(own, peer, call.stream, call.call_headers, 0.0)
+    router: Any = SimpleNamespace(metrics=None)
+    loop: Any = SimpleNamespace(clock=own.clock, post=own.post, calls=own.calls)
+    parser, host = HeaderParser(METHODS, None), own.host
+    port: Any = H2Port(router, parser, loop, own.limits, host, None)
+    received: list[Any] = []
+    port._receive_part = lambda peer, stream, data, now_s, ended: received.append((data, ended))
+    messages = [b"one", b"two", b"six"]
+    event = MessagesReceived(call.stream, (b"before-", 3), "encoder", messages, True)
+    port._take_messages(peer, event, some, 0.0)
+    assert ran == [("encoder", messages, 10, True)]
+    left = [(b"before-one", False), (b"before-two", False), (b"before-six", True)]
+    assert received == left[number:]
+
+
 def stream_target(*rooms):
     """A model that has room for so many requests of a stream, look by look."""
     left, groups = [*rooms], []
@@ -1310,6 +1483,28 @@ def test_port_has_as_many_connections_as_its_page_says():
         assert (peers[0].state == State.CLOSED) is False
 
 
+@pytest.mark.parametrize("is_full", [False, True])
+def test_connection_that_others_have_left_too_long_is_accepted_here(is_full):
+    """It is not left to them again; a port that is full pauses until a connection ends."""
+    port, done = FullPort(Connected(is_busy=True)), []
+    port.limits = PortLimits(max_message_bytes=1, max_connections=2 - is_full)
+
+    def noted(name, found=None):
+        def note(*args):
+            done.append(name)
+            return found
+
+        return note
+
+    port._acceptor = SimpleNamespace(
+        is_left_too_long=lambda now_s: True, listen=noted("listen"), pause=noted("pause"),
+        leaves_to_others=noted("leave?", False), accept=noted("accept", ()),
+        take_back=noted("take back"),
+    )  # fmt: skip
+    port.tick(0.0)
+    assert done == ["listen", *(["pause"] if is_full else ["leave?", "accept"]), "take back"]
+
+
 def test_connection_with_a_token_keeps_its_place():
     first, second = Connected(active_s=1.0, trusted=True), Connected(active_s=2.0)
     assert replaced(first, second, tokens=NEEDED) == 1
@@ -1322,6 +1517,7 @@ def test_connection_is_closed_though_its_calls_can_not_be_forgotten():
     with pytest.raises(RuntimeError, match="a bug"):
         port.abort(peer)
     assert (peer.closed, [*port]) == (["close"], [])
+    assert port.noted == [0], "and others know that it is gone"
     assert port._selector.done == [("unregister", peer.socket)]
     port.abort(peer)
     assert peer.closed == ["close"], "once"
@@ -1329,6 +1525,34 @@ def test_connection_is_closed_though_its_calls_can_not_be_forgotten():
     port = FullPort(other)
     port.abort(other)
     assert (port._selector.done, port.noted, port.dropped) == ([], [0], [other])
+
+
+def test_connection_ends_in_this_order():
+    """Its peer is told, its calls are forgotten, and then another one may have its place."""
+    done: list[str] = []
+
+    def noted(name):
+        return lambda *args: done.append(name)
+
+    peer: Any = Connected(flush=noted("flush"), close=noted("close"))
+    peer.engine.go_away = noted("say so")
+    port: Any = FullPort(peer)
+    peer.engine.go_away = noted("say so")
+    port.forget, port.drop = noted("forget"), noted("drop")
+    port._selector.unregister = noted("watch no more")
+    port._acceptor.note, port._acceptor.listen = noted("note"), noted("listen")
+    port.end(peer)
+    assert done == ["say so", "flush", "note", "forget", "drop", "watch no more", "close", "listen"]
+
+
+def test_port_that_closes_takes_nobody_before_its_connections_leave():
+    done: list[str] = []
+    peers = Connected(), Connected(state=State.LAST)
+    port: Any = FullPort(*peers)
+    port._acceptor.close = lambda: done.append("closed")
+    port.dismiss = lambda peer: done.append("leaves" if peer is peers[0] else "has left")
+    port.close()
+    assert done == ["closed", "leaves"]
 
 
 def test_peer_is_told_that_its_connection_is_over_though_its_calls_can_not_be_forgotten():
