@@ -240,6 +240,29 @@ def test_child_that_was_killed_while_it_had_no_job_costs_none():
             process._stream.close()
 
 
+def test_child_that_ends_before_it_has_read_its_job_leaves_a_part_of_it():
+    """The next child would read that as a job: so its parent is ended, too."""
+    ours, its = socket.socketpair()
+    with ours, its:
+        child: Any = SimpleNamespace(channel=ours, end=lambda: End(-9))
+        process = module._Process(child)
+
+        def crash():
+            its.recv(1)
+            its.sendall(pickle.dumps((jobs.CRASHED, End(-9))))
+
+        thread = threading.Thread(target=crash)
+        thread.start()
+        try:
+            with pytest.raises(BrokenPipeError):
+                process.ask(JobLimits(seconds=20.0), len, (bytes(8 << 20),))
+        finally:
+            thread.join()
+        assert process.end() == End(-9)
+        assert process._stream.closed
+        assert ours.fileno() == -1
+
+
 def test_job_whose_thread_can_not_be_started_is_refused(monkeypatch):
     def fail(thread):
         raise RuntimeError("can't start new thread")
