@@ -662,7 +662,7 @@ class Naming(Sum):
 def test_texts_of_an_answer_count_by_their_bytes_and_a_length_each(row, num_bytes, owner_of):
     for limit in (num_bytes + 4, num_bytes + 3):
         owner = owner_of(Naming(), BatchingConfig(max_response_bytes=limit))
-        requests = [SumRequest(row), SumRequest([[1]])]
+        requests: list[Any] = [SumRequest(row), SumRequest([[1]])]
         owner.submit_all(requests)
         if limit >= 4 + 2 + 4:  # whatever the one beside it is
             assert requests[1].outcome == [["no"]]

@@ -90,7 +90,7 @@ def test_server_that_pings_has_its_answer_with_the_bytes_that_it_came_in(connect
     assert frame(frames.PING, frames.ACK, bytes(4), b"12345678") in ends[1].recv(65_536)
 
 
-def test_thread_sleeps_a_second_at_most_and_sets_that_once(connection):
+def test_thread_sleeps_a_second_at_most_and_sets_that_once(connection, ends):
     """Each time would be a system call more, as would be more than one a second."""
     limits: list[Any] = []
 
@@ -112,6 +112,7 @@ def test_thread_sleeps_a_second_at_most_and_sets_that_once(connection):
     for timeout_s in (20.0, 5.0, 1.0, 0.25, 0.25, 20.0):
         connection._read(timeout_s)
     assert limits == [1.0, 0.25, 1.0]
+    ends[0].close()
 
 
 def test_streams_go_on_message_by_message(connection, session, ends):
@@ -476,7 +477,9 @@ def test_socket_is_closed_once_nobody_has_the_connection():
         assert ours.fileno() == -1
 
 
-def test_server_has_seconds_to_read_a_request_and_never_more_than_the_call(connection, monkeypatch):
+def test_server_has_seconds_to_read_a_request_and_never_more_than_the_call(
+    connection, ends, monkeypatch
+):
     polls = []
 
     class Poll:
@@ -495,12 +498,13 @@ def test_server_has_seconds_to_read_a_request_and_never_more_than_the_call(conne
             """Called once nobody has the connection."""
 
     connection._socket = Full()
-    monkeypatch.setattr(threads.select, "poll", Poll)
+    monkeypatch.setattr(select, "poll", Poll)
     monkeypatch.setattr(threads, "time", SimpleNamespace(monotonic=lambda: 100.0))
     for until_s in (3700.0, 100.5, 100.0):
         with pytest.raises(BrokenPipeError, match=r"^the server does not read$"):
             connection._send_part(b"x", until_s)
     assert polls == [2751.0, 501.0], "as long as a silent one is waited for"
+    ends[0].close()
 
 
 class Handshake:

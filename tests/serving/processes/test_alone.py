@@ -210,7 +210,7 @@ def test_process_that_has_a_part_of_a_job_is_ended():
         child: Any = SimpleNamespace(channel=ours, kill=lambda: killed.append(1))
         killed: list[int] = []
         process = module._Process(child)
-        is_good, error = process.ask(NO_LIMITS, lambda: 1, ())  # type: ignore[misc]
+        is_good, error = process.ask(NO_LIMITS, lambda: 1, ())
         process._stream.close()
     assert not is_good
     assert isinstance(error, pickle.PicklingError | AttributeError)

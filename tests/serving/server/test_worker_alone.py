@@ -16,6 +16,7 @@ from serving.errors import CorruptModel
 from serving.processes.end import End
 from serving.server import worker as module
 from serving.server.worker import Orders, Worker
+from serving.system import listening, shared_port
 from serving.system.usage import Usage
 from serving.telemetry.metrics import Counts, Report
 
@@ -255,11 +256,12 @@ def test_worker_has_its_share_of_each_port(monkeypatch):
         def share(self, place):
             return (*self.facts, place)
 
-    monkeypatch.setattr(module.shared_port, "SharedPort", Port)
-    monkeypatch.setattr(module.listening, "shares", {})
+    monkeypatch.setattr(shared_port, "SharedPort", Port)
+    shares: dict[Any, Any] = {}
+    monkeypatch.setattr(listening, "shares", shares)
     numbers = [socket.socket().detach() for _ in range(2)]
     own.main([(("h", 1), (numbers[0], 77)), (("h", 2), (numbers[1], 78))])
-    assert module.listening.shares == {("h", 1): (numbers[0], 77, 2), ("h", 2): (numbers[1], 78, 2)}
+    assert shares == {("h", 1): (numbers[0], 77, 2), ("h", 2): (numbers[1], 78, 2)}
     for each in taken:
         each.close()
 
