@@ -532,6 +532,21 @@ def test_rows_that_the_cores_share_are_no_run_that_is_alone(owner_of):
     assert [len(values) for values in model.ran] == [model.enough_rows] * 2
 
 
+def test_call_that_became_late_before_a_runner_was_free_is_told_so(model, owner_of, clock):
+    """Nothing sweeps in between: who takes it from the queue looks at its deadline."""
+    owner = owner_of(model)
+    running = occupy(owner, model)
+    late, other = owner.submit(1, deadline_s=1.0), owner.submit(2)
+    clock.advance(1.5)
+    model.open()
+    owner.wait(running)
+    model.open()
+    owner.wait(other, late)
+    assert isinstance(late.outcome, DeadlineExceeded)
+    assert other.digits == [2]
+    assert model.ran[1:] == [[2]]
+
+
 # Any model
 
 
@@ -647,7 +662,7 @@ class Naming(Sum):
 def test_texts_of_an_answer_count_by_their_bytes_and_a_length_each(row, num_bytes, owner_of):
     for limit in (num_bytes + 4, num_bytes + 3):
         owner = owner_of(Naming(), BatchingConfig(max_response_bytes=limit))
-        requests = [SumRequest(row), SumRequest([[1]])]
+        requests: list[Any] = [SumRequest(row), SumRequest([[1]])]
         owner.submit_all(requests)
         if limit >= 4 + 2 + 4:  # whatever the one beside it is
             assert requests[1].outcome == [["no"]]

@@ -20,9 +20,12 @@ class Doubling:
     def __init__(self, num_at_once=1):
         self.parts: list[tuple[int, int]] = []
         self.threads: set[int] = set()
+        self.most_busy = 0
         self._meet = threading.Barrier(num_at_once, timeout=TIMEOUT_S)
 
     def __call__(self, feeds):
+        self._meet.wait()
+        self.most_busy = max(self.most_busy, len(parallel._busy))
         self._meet.wait()
         first, rows = int(feeds["a"][0]), len(feeds["a"])
         self.parts.append((first, rows))
@@ -79,6 +82,7 @@ def test_each_core_has_a_part_at_once():
     run = Doubling(num_at_once=3)
     divided(run, 30, threads=3)
     assert len(run.threads) == 3
+    assert run.most_busy == 3, "other calls find none of these free"
     assert get_ident() in run.threads
 
 

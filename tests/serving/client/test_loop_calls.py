@@ -187,6 +187,7 @@ async def test_connection_that_ends_ends_its_calls(end, text):
     assert failures[0].code is StatusCode.UNAVAILABLE
     assert failures[0].text.startswith(text)
     assert setting.wire.is_aborted
+    assert setting.connection._timer.cancelled(), "nobody is looked at any more"
     assert (await setting.start().result()).code is StatusCode.UNAVAILABLE
 
 

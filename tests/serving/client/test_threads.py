@@ -1,6 +1,7 @@
 """A connection that threads share: its session is used by one of them at a time."""
 
 import errno
+import select
 import socket
 import struct
 import threading
@@ -89,7 +90,7 @@ def test_server_that_pings_has_its_answer_with_the_bytes_that_it_came_in(connect
     assert frame(frames.PING, frames.ACK, bytes(4), b"12345678") in ends[1].recv(65_536)
 
 
-def test_thread_sleeps_a_second_at_most_and_sets_that_once(connection):
+def test_thread_sleeps_a_second_at_most_and_sets_that_once(connection, ends):
     """Each time would be a system call more, as would be more than one a second."""
     limits: list[Any] = []
 
@@ -111,6 +112,7 @@ def test_thread_sleeps_a_second_at_most_and_sets_that_once(connection):
     for timeout_s in (20.0, 5.0, 1.0, 0.25, 0.25, 20.0):
         connection._read(timeout_s)
     assert limits == [1.0, 0.25, 1.0]
+    ends[0].close()
 
 
 def test_streams_go_on_message_by_message(connection, session, ends):
@@ -127,9 +129,25 @@ def test_streams_go_on_message_by_message(connection, session, ends):
 
 
 def test_message_of_a_stream_wakes_its_thread_though_no_end_has_come(connection, ends):
-    stream = started(connection, timeout_s=5.0, kind=ThreadStream)
+    call, stream = started(connection), started(connection, kind=ThreadStream)
+    with connection._lock:
+        connection._waiting[call] = connection._waiting[stream] = None
     ends[1].sendall(HELLO + of_call(stream, headers(), data(b"\0\0\0\0\1a")))
-    assert connection.wait(stream) == b"a"
+    connection._read(1.0)
+    assert stream.outcome == b"a"
+    assert stream.woken.acquire(blocking=False)
+    ends[1].sendall(of_call(call, headers(), data(b"\0\0\0\0\2hi"), OK))
+    connection._read(1.0)
+    assert call.outcome == b"hi"
+    assert call.woken.acquire(blocking=False)
+
+
+def test_stream_that_is_cancelled_is_reset(connection, session, ends):
+    stream = started(connection, kind=ThreadStream)
+    ends[1].recv(65_536)
+    stream.cancel()
+    assert ends[1].recv(65_536)[3:9] == bytes((frames.RST_STREAM, 0)) + stream.stream
+    assert not session.calls
 
 
 def test_connection_that_ends_wakes_the_threads_that_sleep(connection):
@@ -457,6 +475,36 @@ def test_socket_is_closed_once_nobody_has_the_connection():
     del connection
     with its:
         assert ours.fileno() == -1
+
+
+def test_server_has_seconds_to_read_a_request_and_never_more_than_the_call(
+    connection, ends, monkeypatch
+):
+    polls = []
+
+    class Poll:
+        def register(self, sock, kinds):
+            assert kinds == select.POLLOUT
+
+        def poll(self, timeout_ms):
+            polls.append(timeout_ms)
+            return []
+
+    class Full:
+        def send(self, data, flags):
+            raise BlockingIOError
+
+        def close(self):
+            """Called once nobody has the connection."""
+
+    connection._socket = Full()
+    monkeypatch.setattr(select, "poll", Poll)
+    monkeypatch.setattr(threads, "time", SimpleNamespace(monotonic=lambda: 100.0))
+    for until_s in (3700.0, 100.5, 100.0):
+        with pytest.raises(BrokenPipeError, match=r"^the server does not read$"):
+            connection._send_part(b"x", until_s)
+    assert polls == [2751.0, 501.0], "as long as a silent one is waited for"
+    ends[0].close()
 
 
 class Handshake:

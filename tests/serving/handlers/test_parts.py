@@ -86,10 +86,10 @@ def test_no_part_at_all_is_an_empty_end():
 
 
 def test_call_of_one_answer_is_refused_and_never_begun():
-    world = World()
-    call = world.call(1)
+    world, call = World(), Call(1)
+    assert world.batcher.submit(call.group) == 1
     assert isinstance(call.outcome, Unsupported)
-    assert (world.kinds(), world.batcher.is_busy) == ([], False)
+    assert (world.batcher.num_waiting, world.batcher.is_busy) == (0, False)
 
 
 def test_generators_of_a_process_take_turns_and_new_calls_begin_first():

@@ -877,6 +877,7 @@ def test_failed_starts_pause_too():
     world = World()
     world.failures = 2
     world.crash()
+    assert world.num_blocks == 3, "the first start, the end, and the start that has failed"
     assert world.batcher.is_refusing
     world.tick(60.0)
     world.tick(60.0)

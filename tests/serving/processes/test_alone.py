@@ -13,6 +13,7 @@ import pytest
 
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from serving.processes import child as children_module
+from serving.processes import jobs
 from serving.processes import pool as module
 from serving.processes.child import Child, ChildCommand
 from serving.processes.end import End
@@ -104,10 +105,31 @@ def test_child_that_we_have_killed_has_not_lacked_memory(is_ours, child, monkeyp
     if is_ours:
         it.kill()
     assert it.wait() == End(-9, lacked_memory=not is_ours)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(it._lifeline._writer)  # of each child that has ended one would be left
     assert done == [("killpg", os.getpid(), 9)] * (1 + is_ours)
     it.kill()
     it.signal(15)
     assert len(done) == 1 + is_ours, "it has ended"
+
+
+@pytest.mark.parametrize(("timeout_s", "timeout_ms"), [(None, None), (0.25, 250.0)])
+@pytest.mark.parametrize("events", [[(1, 1)], []])
+def test_end_is_waited_for_as_long_as_is_said(timeout_s, timeout_ms, events, child, monkeypatch):
+    polls = []
+
+    class Poll:
+        def register(self, descriptor, kinds):
+            assert kinds == 1
+
+        def poll(self, timeout_ms):
+            polls.append(timeout_ms)
+            return events
+
+    monkeypatch.setattr(children_module.select, "poll", Poll)  # type: ignore[attr-defined]
+    it, _ = child
+    assert it._ends_within(timeout_s) is bool(events)
+    assert polls == [timeout_ms]
 
 
 # Pools
@@ -188,11 +210,82 @@ def test_process_that_has_a_part_of_a_job_is_ended():
         child: Any = SimpleNamespace(channel=ours, kill=lambda: killed.append(1))
         killed: list[int] = []
         process = module._Process(child)
-        is_good, error = process.ask(NO_LIMITS, lambda: 1, ())  # type: ignore[misc]
+        is_good, error = process.ask(NO_LIMITS, lambda: 1, ())
         process._stream.close()
     assert not is_good
     assert isinstance(error, pickle.PicklingError | AttributeError)
     assert killed == [1]
+
+
+def test_child_that_was_killed_while_it_had_no_job_costs_none():
+    ours, its = socket.socketpair()
+    with ours, its:
+        its.sendall(pickle.dumps((jobs.CRASHED, End(-9))))
+        child: Any = SimpleNamespace(channel=ours)
+        process = module._Process(child)
+
+        def do():
+            with its.makefile("rb") as stream:
+                number, _ = pickle.load(stream)
+                function, args = pickle.load(stream)
+            outcome = pickle.dumps((True, function(*args)))
+            its.sendall(pickle.dumps((number, jobs.READ)) + pickle.dumps((number, outcome)))
+
+        thread = threading.Thread(target=do)
+        thread.start()
+        try:
+            assert process.ask(JobLimits(seconds=20.0), abs, (-5,)) == (True, 5)
+        finally:
+            thread.join()
+            process._stream.close()
+
+
+def test_child_that_ends_before_it_has_read_its_job_leaves_a_part_of_it():
+    """The next child would read that as a job: so its parent is ended, too."""
+    ours, its = socket.socketpair()
+    with ours, its:
+        child: Any = SimpleNamespace(channel=ours, end=lambda: End(-9))
+        process = module._Process(child)
+
+        def crash():
+            its.recv(1)
+            its.sendall(pickle.dumps((jobs.CRASHED, End(-9))))
+
+        thread = threading.Thread(target=crash)
+        thread.start()
+        try:
+            with pytest.raises(BrokenPipeError):
+                process.ask(JobLimits(seconds=20.0), len, (bytes(8 << 20),))
+        finally:
+            thread.join()
+        assert process.end() == End(-9)
+        assert process._stream.closed
+        assert ours.fileno() == -1
+
+
+def test_job_whose_thread_can_not_be_started_is_refused(monkeypatch):
+    def fail(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    pool = ProcessPool(1)
+    with pytest.raises(Overloaded, match=f"^{NO_PROCESS}$"):
+        pool.submit("one", print)
+    with pool._changed:
+        assert (pool._waiting, pool._threads) == ({}, set())
+
+
+def test_hundred_jobs_of_a_caller_wait_and_a_thousand_of_all(monkeypatch):
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: None)
+    pool = ProcessPool(1)
+    for owner in map(str, range(10)):
+        for _ in range(100):
+            pool.submit(owner, print)
+        with pytest.raises(Overloaded, match=r"^too many requests wait for a process$"):
+            pool.submit(owner, print)
+    with pytest.raises(Overloaded):
+        pool.submit("another one", print)
+    pool.submit("", print)  # who has no name has no limit
 
 
 def test_caller_whose_job_is_done_keeps_its_turn():

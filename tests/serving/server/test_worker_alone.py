@@ -16,6 +16,7 @@ from serving.errors import CorruptModel
 from serving.processes.end import End
 from serving.server import worker as module
 from serving.server.worker import Orders, Worker
+from serving.system import listening, shared_port
 from serving.system.usage import Usage
 from serving.telemetry.metrics import Counts, Report
 
@@ -81,8 +82,11 @@ async def test_worker_gets_its_settings_and_its_files(start):
     assert one.given == [("serving.server.worker", words, [record, 77, 78])]
     assert (one.worker.report, one.worker.error, one.worker.lived_s) == (None, None, 0.0)
     assert not one.worker.is_serving
+    loop, descriptor = asyncio.get_running_loop(), one.worker._connection.fileno()
     one.end()
     assert one.worker.ended.result() == End(3)
+    assert one.worker._connection.closed
+    assert not loop.remove_reader(descriptor), "it would be ready for ever"
 
 
 async def test_signals_are_as_they_were_where_no_process_can_be_started(monkeypatch):
@@ -211,12 +215,12 @@ class Own:
         monkeypatch.setattr(module, "serve", serve)
         monkeypatch.setattr(module, "run_loop", run_loop)
 
-    def main(self):
+    def main(self, files=()):
         channel: Any = SimpleNamespace(detach=lambda: 5)
         config = ServerConfig(log_format="json", log_level="error", transport="h2")
         self.configs = ModelConfig(), BatchingConfig(), config
         with pytest.raises(Ended) as ended:
-            module.main(channel, ({}, 9, 2, self.configs, ORDERS))
+            module.main(channel, (dict(files), 9, 2, self.configs, ORDERS))
         (code,) = ended.value.args
         return code
 
@@ -239,6 +243,27 @@ def test_worker_serves_as_it_is_told(outcome, code, sent, monkeypatch):
     ((*configs, _, host, blocked, alone),) = own.served
     assert (tuple(configs), host.guard) == (own.configs, "its guard")
     assert (blocked, alone) == (ORDERS.blocked, ORDERS.alone)
+
+
+def test_worker_has_its_share_of_each_port(monkeypatch):
+    own, taken = Own(monkeypatch, True), []
+
+    class Port:
+        def __init__(self, sock, file):
+            self.facts = sock.fileno(), file
+            taken.append(sock)
+
+        def share(self, place):
+            return (*self.facts, place)
+
+    monkeypatch.setattr(shared_port, "SharedPort", Port)
+    shares: dict[Any, Any] = {}
+    monkeypatch.setattr(listening, "shares", shares)
+    numbers = [socket.socket().detach() for _ in range(2)]
+    own.main([(("h", 1), (numbers[0], 77)), (("h", 2), (numbers[1], 78))])
+    assert shares == {("h", 1): (numbers[0], 77, 2), ("h", 2): (numbers[1], 78, 2)}
+    for each in taken:
+        each.close()
 
 
 async def test_reports_come_from_a_thread_of_their_own(monkeypatch):
