@@ -1,8 +1,10 @@
 """digits.v1's methods without a transport: which model answers, and what GetModel says of it."""
 
+from array import array
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from digit_classifier import methods
@@ -10,6 +12,7 @@ from digit_classifier.pb.digits.v1 import digits_pb2
 from digit_classifier.predictions import DIGITS
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound
+from serving.protocols.framing import frame
 from serving.tensors import Signature
 
 LETTERS = Signature((32, 32), 2, ("a", "b"))
@@ -76,3 +79,23 @@ def test_model_is_described_whole():
             max_request_images=99, max_batch_size=17, test_accuracy=0.875, signature=signature,
         )
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 9, 10, 11, 25, 100, 1001])
+def test_answer_to_one_image_is_that_of_protobuf_for_any_number_of_classes(num_classes):
+    """It is copied between bytes that were written once for each class and version."""
+    rows = np.arange(3 * num_classes, dtype="<f4").reshape(3, num_classes)
+    classes = array("I", [0, num_classes - 1, num_classes // 2])
+    encoder = methods._ClassEncoder(SimpleNamespace(), "Classify", 1)
+    for version in ("3", "a version with a name", "3"):
+        result = SimpleNamespace(
+            classes=classes, rows=rows.tobytes(), version=version, num_rows=3
+        )  # fmt: skip
+        found = encoder.encode(result, 1, 2)
+        for number, each in enumerate(found, 1):
+            expected = digits_pb2.ClassifyResponse(
+                digits=[classes[number]], probabilities=rows[number].tolist(),
+                model_version=version,
+            )  # fmt: skip
+            assert each == frame(expected.SerializeToString())
+        assert len(found) == 2

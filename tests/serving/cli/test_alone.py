@@ -240,6 +240,17 @@ def test_numbers_that_nobody_names_are_such_as_models_take(datatype, zeros, rand
     assert [(each.shape, each.dtype) for each in found] == [((999, 9), tensor.dtype)] * 2
 
 
+def test_inputs_without_a_value_are_all_named():
+    signature = TensorSignature((NUMBERS, TEXTS, PICTURE), (), is_batchable=True)
+    options: Any = SimpleNamespace(random=False, values=["text=a"])
+    with pytest.raises(InvalidRequest) as caught:
+        inference._feeds(options, signature, None)
+    assert str(caught.value) == (
+        "expected a value of x FP32 [N, 2], such as x=[[0.5, 0.5]]; p BYTES [N], such as "
+        "p=@picture.jpg"
+    )
+
+
 def test_random_floats_are_from_0_to_1():
     numbers = inference._filled("random", NUMBERS, (999, 2))
     assert 0 <= numbers.min() < 0.01

@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
-from serving.cli.description import as_text, facts_of
+import pytest
+
+from serving.cli.description import as_text, facts_of, of_server
 from serving.tensors import Tensor
 from tests.support.described import INFO, PLAIN
 
@@ -42,3 +44,26 @@ def test_lines_have_a_name_and_what_it_is():
     lines = "max batch size      17\nlabels              cat, dog"
     assert as_text(facts, 0) == lines
     assert as_text(facts, 1) == f"\n{lines}"
+
+
+class Client:
+    """Of a server with two models, one of which has two versions."""
+
+    def models(self):
+        return ["a", "b"]
+
+    def describe(self, name, version=""):
+        versions = ("3", "2") if name == "a" else ("1",)
+        return replace(INFO, name=name, version=version or versions[0], versions=versions)
+
+
+@pytest.mark.parametrize(
+    ("given", "described"),
+    [
+        ((), ["a 3", "a 2", "b 1"]), (("a",), ["a 3", "a 2"]), (("b",), ["b 1"]),
+        (("a", "2"), ["a 2"]), (("a", "3"), ["a 3"]), ((None, "2"), ["a 2", "b 2"]),
+    ],
+)  # fmt: skip
+def test_versions_of_a_server_are_all_or_the_one_that_is_named(given, described):
+    found = of_server(Client(), *given)
+    assert [f"{each['name']} {each['version']}" for each in found] == described

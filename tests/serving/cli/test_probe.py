@@ -122,6 +122,14 @@ def test_server_that_speaks_otherwise_is_named_before_all_else(has_tls, channel,
     assert seen == [(("host:7", 2.5), {"is_tls": has_tls})]
 
 
+def test_socket_that_is_not_there_is_said(channel, tmp_path):
+    channel.answer = Failed(CODES.UNAVAILABLE)
+    found = trouble(
+        f"unix:{tmp_path / 'no'}", 2.5, service="", token=None, tls=NO_TLS, server_name=None
+    )
+    assert found == "can't connect: No such file or directory"
+
+
 def test_server_that_is_there_and_unavailable_says_why_itself(channel, monkeypatch):
     monkeypatch.setattr(probe, "tls_mismatch", lambda *_, **__: None)
     monkeypatch.setattr(probe, "_unreachable", lambda *_: None)

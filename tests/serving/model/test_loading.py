@@ -100,7 +100,7 @@ def test_versions_are_tried_as_a_server_chooses_its_default(monkeypatch):
     def candidates(**own):
         return [*loading._candidates(FILE, "fp32", replace(NO_SETTINGS, **own)).items()]
 
-    assert candidates() == [("3", "")]
+    assert candidates() == candidates(versions="2") == [("3", "")], "the label is newer"
     labels.found = {"canary": "4"}
     assert candidates(versions="2,12,1,2") == [("12", ""), ("2", ""), ("1", "")]
     assert not asked
@@ -250,7 +250,15 @@ def test_loading_lets_go_of_its_files_step_by_step(tmp_path, monkeypatch, caplog
     one.read()
     assert one._files.onnx
     assert [*one._files.weights] == ["w"]
+    judge, held = loading._judge, []
+
+    def judged(*given):
+        held.append((one._files.onnx, one._files.weights))
+        return judge(*given)
+
+    monkeypatch.setattr(loading, "_judge", judged)
     one.judge()
+    assert held == [(b"", {})], "the proof has a copy of its own"
     assert (one._files.onnx, one._files.weights, one._source.proto) == (b"", {}, None)
     one.build()
     one.check()

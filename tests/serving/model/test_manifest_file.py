@@ -138,6 +138,8 @@ def test_labels_that_are_misspelled_are_refused():
          "the digest of model.onnx must be 64 hexadecimal digits"),
         ({"golden": {"images": "", "probabilities": SHARES}},
          "golden probabilities have shape (2, 2), not (0, 2)"),
+        ({"golden": {"images": "", "probabilities": [[0.5, 1.001], [0, 1]]}},
+         "golden probabilities have shape (2, 2), not (0, 2)"),
         ({"golden": document()["golden"] | {"probabilities": [[0.5, 1.001], [0, 1]]}},
          "golden probabilities are not all from 0 to 1"),
         ({"golden": document()["golden"] | {"int8_probabilities": [[-0.001, 1], [0, 1]]}},

@@ -185,6 +185,33 @@ def test_copy_is_whole_on_the_disk_before_it_has_its_name(system, tmp_path, monk
     assert seen == [(0, whole), (2, whole)]
 
 
+def test_file_is_as_it_is_elsewhere_once_its_copy_is_made(system, tmp_path, monkeypatch):
+    """Asked for again, not remembered; one that is too large is not copied at all."""
+    seen = []
+
+    def noted(name):
+        work = getattr(system, name)
+
+        def call(*args, **options):
+            seen.append(name)
+            return work(*args, **options)
+
+        return call
+
+    for name in ("info", "get_file", "invalidate_cache"):
+        monkeypatch.setattr(system, name, noted(name))
+    repository = RemoteRepository("memory://full/models", tmp_path)
+    repository._left_bytes, path = 5, "/full/models/a/1/model.onnx"
+    digest = repository._download(system, path, tmp_path / "model.onnx")
+    assert digest == hashlib.sha256(b"graph").hexdigest()
+    assert (seen[:2], seen[-2:]) == (["info", "get_file"], ["invalidate_cache", "info"])
+    seen.clear()
+    repository._left_bytes = 4
+    with pytest.raises(ConfigurationError, match="has over 4 bytes"):
+        repository._download(system, path, tmp_path / "model.onnx")
+    assert "get_file" not in seen
+
+
 @pytest.mark.parametrize(
     ("url", "reason"),
     [

@@ -336,6 +336,8 @@ def test_one_model_may_have_another_name(tmp_path):
         (tmp_path / each).touch()
     config = ModelConfig(models=tmp_path, names=("a",), served_name="z")
     assert repository.named_models(config, tmp_path) == {"z": tmp_path / "a.onnx"}
+    own = repository.named_models(ModelConfig(models=tmp_path), tmp_path)
+    assert own == {"a": tmp_path / "a.onnx", "b": tmp_path / "b.onnx"}
     both = ModelConfig(models=tmp_path, served_name="z")
     with pytest.raises(ConfigurationError, match="served_name is for one model, not for a, b"):
         repository.named_models(both, tmp_path)

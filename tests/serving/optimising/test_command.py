@@ -80,6 +80,18 @@ def test_page_has_a_dot_for_each_measured_candidate_and_escapes_names():
     assert "http" not in text  # it loads nothing
 
 
+def test_page_says_the_outcome_first_and_what_it_rests_on_after_it():
+    text = page.render(replace(outcome(), notes=("a note", "another")))
+    parts = [
+        ">Int8 u8: faster.<", "50 samples to calibrate with, 100 held out", "a note", "another",
+        "<svg", "agreement with fp32", "times fp32's rate", "A dot for each candidate",
+        "Through the server, 16 callers: 2,100", "<table", "Gains are medians",
+    ]  # fmt: skip
+    places = [text.find(each) for each in parts]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
 def test_figures_are_written_as_json(tmp_path):
     path = page.write(outcome(), GateLimits(), tmp_path / "new")
     document = json.loads(path.with_suffix(".json").read_text())

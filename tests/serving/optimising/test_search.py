@@ -157,6 +157,14 @@ TRIED = {
         tried(9.0, 20.0, "slower alone: 0.90 (0.90 to 0.90) times fp32's rate"),
         [3, 5.0, HELD_OUT],
     ),
+    "refused, and slow alone": (
+        (9.0, 20.0, refused(), True),
+        tried(9.0, 20.0, "refused: it is wrong", refused()), [3, 5.0, HELD_OUT],
+    ),
+    "slow alone and with many callers": (
+        (9.0, 9.0, PASSES, True),
+        tried(9.0, 9.0, "slower alone: 0.90 (0.90 to 0.90) times fp32's rate"), [3, CALIBRATION],
+    ),
     "not faster": (
         (20.0, 10.9, PASSES, True), tried(20.0, 10.9, "not faster: 1.09 times fp32's rate"),
         [3, CALIBRATION],
