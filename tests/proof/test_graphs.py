@@ -712,9 +712,9 @@ def test_axes_of_two_inputs_that_no_node_joins_are_no_batch():
 @pytest.mark.parametrize(("num_columns", "is_too_large"), [(1 << 28, False), (1 << 28 | 1, True)])
 def test_tensor_without_an_element_may_still_be_too_large_to_prove(num_columns, is_too_large):
     """Of its axes that have a size, the product counts, also of a constant."""
-    model = graph("c = Cast<to=1>(none); m = ReduceSum<keepdims=0>(c); y = Add(x, m)")
-    none = onnx.numpy_helper.from_array(np.empty((0, num_columns), np.float32), "none")
-    model.graph.initializer.append(none)
+    model = graph("c = Cast<to=1>(hollow); m = ReduceSum<keepdims=0>(c); y = Add(x, m)")
+    hollow = onnx.numpy_helper.from_array(np.empty((0, num_columns), np.float32), "hollow")
+    model.graph.initializer.append(hollow)
     reason = "c (Cast): its output is too large to prove" if is_too_large else None
     assert verdict(model) == reason
 

@@ -26,6 +26,7 @@ from serving.errors import (
     ModelNotFound,
     Unavailable,
 )
+from serving.model.preprocessing import Preprocessing
 from serving.tensors import Tensor, TensorSignature
 from tests.support.described import INFO
 
@@ -209,11 +210,12 @@ BINARY = Tensor("b", "BYTES", (-1,), content="bytes")
 def test_description_of_a_servers_pictures_goes_before_the_options(monkeypatch):
     """Also one that this version does not know: then there are none."""
     monkeypatch.setattr(inference, "is_known", lambda document: document != {"kind": "new"})
-    monkeypatch.setattr(inference.Preprocessing, "of", lambda document: ("of", document))
+    monkeypatch.setattr(Preprocessing, "of", lambda document: ("of", document))
     monkeypatch.setattr(inference, "read_labels", lambda path: ())
     options: Any = SimpleNamespace(input="image", labels=None, target="h:1", model="m")
     tensors: Any = "tensors"
-    assert inference._pictures_of(options, tensors, {"a": 1}) == ("of", {"a": 1})
+    found: Any = inference._pictures_of(options, tensors, {"a": 1})
+    assert found == ("of", {"a": 1})
     assert inference._pictures_of(options, tensors, {"kind": "new"}) is None
 
 
@@ -277,7 +279,7 @@ def test_server_has_its_streams_and_one_thread_of_arithmetic_before_it_imports(m
                 monkeypatch.setenv("OPENBLAS_NUM_THREADS", named)
             monkeypatch.setattr(serve, "reserve_standard_files", note("reserve"))
             monkeypatch.setattr(serve, "serve_until_stopped", note("serve", answer))
-            monkeypatch.setattr(serve.signals, "end_process", note("end"))
+            monkeypatch.setattr("serving.system.signals.end_process", note("end"))
             serve.run("options")
             number = named or "1"
             assert done == [
@@ -288,16 +290,16 @@ def test_server_has_its_streams_and_one_thread_of_arithmetic_before_it_imports(m
 
 def test_server_starts_in_this_order(monkeypatch):
     """What is missing is said first; what stays is imported without a collector; then it logs."""
-    done: list[Any] = []
+    done: Any = []
 
     def note(name, answer=None):
         return lambda *args: done.append(name) or answer
 
     collector = SimpleNamespace(disable=note("off"), freeze=note("frozen"), enable=note("on"))
     monkeypatch.setattr(serve, "gc", collector)
-    monkeypatch.setattr(serve.installation, "require", note("packages"))
+    monkeypatch.setattr("serving.commandline.installation.require", note("packages"))
     monkeypatch.setattr(serve, "import_module", note("imports"))
-    monkeypatch.setattr(serve.logs, "setup", lambda *args: done.append(("logs", *args)))
+    monkeypatch.setattr("serving.telemetry.logs.setup", lambda *args: done.append(("logs", *args)))
     monkeypatch.setattr(serve, "_ports", lambda options: done.append("ports") or {})
     monkeypatch.setattr("serving.model.picture_inputs.read_labels", lambda path: (path.name,))
     monkeypatch.setattr(serve, "require_descriptors", lambda number: done.append(number))
@@ -537,7 +539,7 @@ def test_models_are_those_of_the_words(words, expected, monkeypatch):
         "serving.cli.models.usual_models", lambda *names: Path(" ".join(["usual", *names]))
     )
     monkeypatch.setattr("serving.model.repository.models_in", lambda root: {})
-    monkeypatch.setattr(serve.installation, "require", lambda *names: None)  # type: ignore[attr-defined]
+    monkeypatch.setattr("serving.commandline.installation.require", lambda *names: None)
     options = parser_of("serve").parse_args(["serve", *words])
     found = serve._served_models(options)
     parsed: Any = {"batch": [], "handler": []} | expected

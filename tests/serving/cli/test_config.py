@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_defaults_are_these():
     }  # fmt: skip
 
 
-LIMITS = [
+LIMITS: list[Any] = [
     # The configuration, a field, the least and the most that it takes, its neighbours, and why not.
     (BatchingConfig, "max_batch_size", [1, 16_384], [0], "at least 1"),
     (BatchingConfig, "max_batch_size", [16_384], [16_385], "at most 16384"),

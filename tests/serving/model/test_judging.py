@@ -1,6 +1,7 @@
 """A verdict: what it says of a proof and its check, and what becomes of their runs."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -165,10 +166,11 @@ def test_step_is_noted_before_its_work_begins(tmp_path, monkeypatch):
 
         return call
 
-    monkeypatch.setattr(file_trial, "parse_model", noted(file_trial.parse_model))
+    trial: Any = file_trial
+    monkeypatch.setattr(trial, "parse_model", noted(trial.parse_model))
     monkeypatch.setattr(judging, "within_limits", noted(judging.within_limits))
-    monkeypatch.setattr(file_trial.OnnxEngine, "open", noted(file_trial.OnnxEngine.open))
-    monkeypatch.setattr(file_trial, "_run_once", noted(file_trial._run_once))
+    monkeypatch.setattr(trial.OnnxEngine, "open", noted(trial.OnnxEngine.open))
+    monkeypatch.setattr(trial, "_run_once", noted(trial._run_once))
     onnx = two_layers().SerializeToString()
     file = File("net version 1", onnx, {}, ("digest",), ON_CPU, None, 60.0, 10.0)
     file_trial._steps(file, str(progress), True)

@@ -1,6 +1,7 @@
 """From a description to a classifier's input, and from its outputs to probabilities."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_wrong_description_is_refused_by_its_field(document, words):
         of_graph(RGB, document)
 
 
-MENDED = [
+MENDED: Any = [
     # What is said of a description, and what its writer then changes.
     ("field: one of size, channels", {"sizes": None}),
     ("size: [height, width] expected", {"size": [0, 1]}),
@@ -123,7 +124,7 @@ MENDED = [
 
 
 def test_field_that_others_rest_on_is_refused_before_them():
-    document = {
+    document: dict[str, Any] = {
         "sizes": [8, 8], "channels": 2, "layout": "x", "dtype": "int3", "scale": 0,
         "mean": [1, 2], "std": [1, 2], "resize": "y", "invert": 3, "labels": [""],
     }  # fmt: skip

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -231,7 +232,8 @@ def test_url_of_the_web_is_of_one_file_whose_content_is_sure(url, reason, tmp_pa
 def test_copy_is_made_by_one_process_at_a_time(system, tmp_path, monkeypatch):
     """Whoever waits for another one finds its copy."""
     repository = RemoteRepository("memory://full/models", tmp_path)
-    done, newest = [], repository._newest
+    done: Any = []
+    newest = repository._newest
 
     def lock(file, how):
         assert (Path(file.name).name, how) == ("lock", fcntl.LOCK_EX)

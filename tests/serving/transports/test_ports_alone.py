@@ -1125,7 +1125,7 @@ def test_long_answer_without_room_is_not_sent():
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_parts_of_a_methods_own_run_are_its_own(fails):
-    groups: list[Any] = []
+    groups: Any = []
     target = SimpleNamespace(label=("m", "3"), submit=lambda group: groups.append(group) or 1)
     call, _, _ = grpc_call("/a.B/Plain")
     seen: list[Any] = []
@@ -1556,7 +1556,7 @@ def test_port_that_closes_takes_nobody_before_its_connections_leave():
 
 
 def test_peer_is_told_that_its_connection_is_over_though_its_calls_can_not_be_forgotten():
-    peer = Connected(end_reading=lambda: None)
+    peer: Any = Connected(end_reading=lambda: None)
     peer.engine.done = told = []
     port: Any = FullPort(peer, fails=True)
     peer.engine.go_away = lambda: told.append("gone")
