@@ -55,7 +55,11 @@ def near(records, source, path, line):
     seconds = merged(records, "seconds")
     tests = running(records, source, path, line)
     starting = {each for record in records for each in record["processes"]} - tests
-    own = within_budget(sorted(tests, key=seconds.get), seconds, OWN_S)
+    own = sorted(tests, key=seconds.get)
+    if not in_records(records, path, range(*bounds(source, line))):
+        # What an import defines is also read by tests that run no line of the file.
+        own += sorted(seconds.keys() - tests - starting, key=seconds.get)
+    own = within_budget(own, seconds, OWN_S)
     left_s = NEAR_S - sum(map(seconds.get, own))
     return [*own, *within_budget(sorted(starting, key=seconds.get), seconds, left_s)]
 
@@ -74,8 +78,15 @@ def running(records, source, path, line):
     Of a line that only an import runs, such as a constant, and of one that no test runs here, those
     of its file are returned: they may use it, or run it in other processes.
     """
+    return in_records(records, path, range(*bounds(source, line))) or in_records(
+        records, path, None
+    )
+
+
+def bounds(source, line):
+    """Return the first line of the statement at a line, and the first behind it."""
     first, last = statement(source, line)
-    return in_records(records, path, range(first, last + 1)) or in_records(records, path, None)
+    return first, last + 1
 
 
 def in_records(records, path, numbers):

@@ -50,6 +50,14 @@ def test_a_line_that_only_an_import_runs_has_those_of_its_file():
     assert far([RECORD], SOURCE, "late.py", 2, besides=[]) == ["quick", "slow"]
 
 
+def test_a_line_that_only_an_import_runs_has_the_packages_others_behind_them():
+    """A class's attribute may be all that a test reads of a file."""
+    record = RECORD | {"seconds": RECORD["seconds"] | {"reads it": 0.05}}
+    expected = ["quick", "other", "slow", "reads it", "far", "starting"]
+    assert near([record], SOURCE, "late.py", 2) == expected
+    assert near([record], SOURCE, "late.py", 4) == ["quick", "slow", "other", "starting"]
+
+
 def test_a_line_that_no_test_runs_has_those_of_its_file():
     record = RECORD | {"lines": {"late.py": RECORD["lines"]["late.py"] | {"5": []}}}
     assert far([record], SOURCE, "late.py", 6, besides=[]) == ["quick", "slow"]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from digit_classifier import PRETRAINED
 from serving.__main__ import main
 from serving.cli import description, inference, models, serve
 from serving.cli.commands import COMMANDS, parser_of
@@ -600,3 +601,13 @@ def test_labels_are_for_pictures_of_a_servers_model(monkeypatch):
     tensors: Any = "tensors"
     inference._pictures_of(options, tensors, None)
     assert given == [("tensors", {"labels": ("a", "b")})]
+
+
+def test_own_models_are_served_before_the_bundled_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    usual = ModelConfig().models
+    assert models.usual_models() == models.usual_models("digits") == PRETRAINED
+    (usual / "other" / "1").mkdir(parents=True)
+    (usual / "other" / "1" / "model.onnx").write_bytes(b"graph")
+    assert models.usual_models() == models.usual_models("other") == usual
+    assert models.usual_models("digits") == PRETRAINED

@@ -11,7 +11,14 @@ import pytest
 
 from serving.batching.run import Result
 from serving.config import ServerConfig
-from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, NotAllowed, Unsupported
+from serving.errors import (
+    ConfigurationError,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelError,
+    NotAllowed,
+    Unsupported,
+)
 from serving.http1.requests import Request
 from serving.http_api import files_path, http_server, inference, pictures
 from serving.http_api.files_path import Answered, Chosen, find_files, read_files
@@ -527,6 +534,16 @@ def test_paths_of_pictures_take_32_mib_and_are_counted():
         ("POST", path, 33_554_432, True, "HttpClassify")
         for path in ("/v1/models/{name}/classify", "/v1/models/{name}/versions/{version}/classify")
     ]
+
+
+def test_pictures_of_a_model_of_texts_are_refused_before_it_is_served():
+    model = SimpleNamespace(
+        tensors=TEXT, pictures=None, manifest=SimpleNamespace(signature=None)
+    )  # fmt: skip
+    router: Any = SimpleNamespace(routes={"m": SimpleNamespace(name="m", model=model)})
+    with pytest.raises(ConfigurationError, match=r"^--input image: model m: "):
+        [*pictures.routes(router, ServerConfig(input="image"))]
+    assert len([*pictures.routes(router, ServerConfig())]) == 2
 
 
 # Files of a form

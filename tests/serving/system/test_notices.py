@@ -4,6 +4,7 @@ import asyncio
 import errno
 import logging
 import os
+import queue
 import signal
 import socket
 import threading
@@ -21,6 +22,7 @@ from serving.system.cores import memory_limit
 from serving.system.interrupts import ended_by_sigterm
 from serving.system.listening import activated, address_of, bind, listen
 from serving.system.shared_port import Share, reserved_port
+from tests.support.fakes import TIMEOUT_S
 
 # Out
 
@@ -396,6 +398,24 @@ def test_runners_are_started_as_they_are_needed_and_again_once_they_have_ended(m
     threads.close()
     runners.made[2].run()
     assert taken == [0, 1, 2, 3]
+
+
+def test_runner_that_is_free_takes_the_next_batch(monkeypatch):
+    """Each thread more is a stack, and one more to wake."""
+    started, posted = [], queue.SimpleQueue()
+
+    class Thread(threading.Thread):
+        def start(self):
+            started.append(self)
+            super().start()
+
+    monkeypatch.setattr(threading, "Thread", Thread)
+    threads = Threads(9)
+    for _ in range(3):
+        threads.put(lambda: lambda: None, posted.put)
+        posted.get(timeout=TIMEOUT_S)()
+    threads.close()
+    assert len(started) == 1
 
 
 @pytest.mark.parametrize("most", [0, 1])
