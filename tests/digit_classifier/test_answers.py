@@ -15,13 +15,10 @@ from digit_classifier import answers, command, handler
 from digit_classifier.answers import answer_text, as_word, digit_answer, find, read
 from serving.cli.commands import parser
 from serving.commandline import installation
-from serving.commandline.help_texts import Formatter
-from serving.commandline.parser import Parser
 from serving.errors import ConfigurationError, InvalidRequest
 from serving.model.preprocessing import Preprocessing
 from serving.pictures import classifier
 from serving.pictures.classifier import CLASS, LABEL, PROBABILITIES
-from tests.support.reference import listed, shown
 
 SHARES = [[0.05, 0.9, 0.05]]
 
@@ -290,10 +287,3 @@ def test_steps_of_digits_are_those_of_their_model(monkeypatch):
     image = np.zeros((1, 784), np.uint8)
     about = handler.about()
     assert handler.finish(about, rows, image) == {"class": (about, rows, None), "image": image}
-
-
-def test_help_lists_options_in_the_order_of_the_reference():
-    parser = Parser(prog="classify", formatter_class=Formatter)
-    command.add_arguments(parser)
-    assert len(listed("classify")) > 5
-    assert shown(parser) == listed("classify")

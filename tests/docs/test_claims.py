@@ -2,7 +2,6 @@
 
 import ast
 import re
-import runpy
 import threading
 import tomllib
 from functools import cache
@@ -73,23 +72,6 @@ def test_drawn_states_of_a_connection_are_those_of_the_code():
     states = sorted((n for n in vars(State) if n.isupper()), key=vars(State).get)
     (line,) = [line for line in text("docs/tour.md").splitlines() if "OPEN ──────────▶" in line]
     assert re.findall(r"[A-Z]+", line) == states
-
-
-def test_reference_is_that_of_the_docstrings_and_options(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    written = runpy.run_path(str(ROOT / "docs" / "reference.py"))["pages"]()
-    for name, content in written.items():
-        assert text(f"docs/reference/{name}") == content, "run `make reference`"
-
-
-def test_each_option_has_an_anchor():
-    page = text("docs/reference/commands.md")
-    (serve,) = [a for a in commands.parser({})._actions if a.dest == "command"]
-    for action in dict(serve.choices or {})["serve"]._actions:
-        if action.option_strings and action.help != "==SUPPRESS==" and action.dest != "help":
-            assert page.count(f'<a id="serve-{action.option_strings[-1][2:]}"></a>') == 1
-    anchors = re.findall(r'<a id="([^"]+)">', page)
-    assert len(anchors) == len(set(anchors))
 
 
 FIGURE = re.compile(r"\d k?/s\b|\d (?:k )?(?:calls|rows|images|parts)/s\b|\d µs|\d\.\d+ ×")

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from itertools import chain
 
 OWN_S, NEAR_S, FAR_S = 25.0, 45.0, 40.0
 """How long the chosen tests took together when they were recorded.
@@ -56,7 +57,7 @@ def near(records, source, path, line):
     tests = running(records, source, path, line)
     starting = {each for record in records for each in record["processes"]} - tests
     own = sorted(tests, key=seconds.get)
-    if not in_records(records, path, range(*bounds(source, line))):
+    if is_of_an_import(records, source, path, line):
         # What an import defines is also read by tests that run no line of the file.
         own += sorted(seconds.keys() - tests - starting, key=seconds.get)
     own = within_budget(own, seconds, OWN_S)
@@ -78,15 +79,15 @@ def running(records, source, path, line):
     Of a line that only an import runs, such as a constant, and of one that no test runs here, those
     of its file are returned: they may use it, or run it in other processes.
     """
-    return in_records(records, path, range(*bounds(source, line))) or in_records(
-        records, path, None
-    )
-
-
-def bounds(source, line):
-    """Return the first line of the statement at a line, and the first behind it."""
     first, last = statement(source, line)
-    return first, last + 1
+    return in_records(records, path, range(first, last + 1)) or in_records(records, path, None)
+
+
+def is_of_an_import(records, source, path, line):
+    """Whether imports have run a line, and no test."""
+    first, last = statement(source, line)
+    contexts = [contexts_of(each, path, range(first, last + 1)) for each in records]
+    return {*chain(*contexts)} == {""}
 
 
 def in_records(records, path, numbers):

@@ -61,6 +61,7 @@ def test_a_line_that_only_an_import_runs_has_the_packages_others_behind_them():
 def test_a_line_that_no_test_runs_has_those_of_its_file():
     record = RECORD | {"lines": {"late.py": RECORD["lines"]["late.py"] | {"5": []}}}
     assert far([record], SOURCE, "late.py", 6, besides=[]) == ["quick", "slow"]
+    assert near([record], SOURCE, "late.py", 6) == ["quick", "slow", "other", "starting"]
     assert far([RECORD], SOURCE, "new.py", 4, besides=[]) == []
 
 

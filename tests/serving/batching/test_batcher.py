@@ -664,7 +664,7 @@ def test_texts_of_an_answer_count_by_their_bytes_and_a_length_each(row, num_byte
         owner = owner_of(Naming(), BatchingConfig(max_response_bytes=limit))
         requests: list[Any] = [SumRequest(row), SumRequest([[1]])]
         owner.submit_all(requests)
-        if limit >= 4 + 2 + 4:  # whatever the one beside it is
+        if limit >= 4 + 2 + 4:  # it has room, even if the answer beside it has none
             assert requests[1].outcome == [["no"]]
         if limit == num_bytes + 4:
             assert not isinstance(requests[0].outcome, Exception)

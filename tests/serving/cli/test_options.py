@@ -1,18 +1,14 @@
 """Each command's options where a caller names none of them, and which he may name."""
 
 from dataclasses import fields
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from serving.cli import target
-from serving.cli.commands import COMMANDS, options_of, parser_of
-from serving.commandline.help_texts import Formatter
-from serving.commandline.parser import Parser
+from serving.cli.commands import options_of, parser_of
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from serving.errors import ConfigurationError
-from tests.support.reference import listed, shown
 
 REPOSITORY = {"model_cache": None, "version": None, "device": "auto", "precision": "fp32"}
 ACCESS = {"tls_ca": None, "tls_cert": None, "tls_key": None, "token_file": None}
@@ -89,15 +85,6 @@ def test_serve_has_an_option_for_each_setting_with_its_default(monkeypatch):
     }  # fmt: skip
     lists = {name: [] for name, each in expected.items() if each == ()}
     assert found == {**expected, **lists}
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_lists_options_in_the_order_of_the_reference(name):
-    """What belongs together stands together: an option's place and its group are a choice."""
-    parser = Parser(prog=name, formatter_class=Formatter)
-    import_module(f"serving.cli.{name}").add_arguments(parser)
-    assert len(listed(name)) > 5
-    assert shown(parser) == listed(name)
 
 
 @pytest.mark.parametrize("name", ["serve", "infer", "optimize", "health"])

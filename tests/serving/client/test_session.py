@@ -15,6 +15,7 @@ from serving.http2 import ErrorCode, frames
 from serving.http2.frames import frame, word
 from serving.protocols.status import Failure, StatusCode
 from serving.security.tls_probe import PLAINTEXT_SERVER
+from tests.support.fakes import FakeClock
 
 END = frames.END_STREAM
 HELLO = frame(frames.SETTINGS, 0, bytes(4))
@@ -229,24 +230,29 @@ def test_lost_connection_ends_its_calls_and_later_ones():
     assert not calls.calls
 
 
-def test_silent_server_is_pinged_once_and_then_given_up(monkeypatch):
-    now = SimpleNamespace(s=5.0)
-    monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: now.s))
+@pytest.fixture
+def clock(monkeypatch):
+    clock = FakeClock(5.0)
+    monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=clock))
+    return clock
+
+
+def test_silent_server_is_pinged_once_and_then_given_up(clock):
     calls = Session("x:1", "http")
     calls.receive(HELLO)
-    begun(calls, now_s=now.s)
+    begun(calls, now_s=clock())
     calls.data_to_send()
     ping = bytes((0, 0, 8, frames.PING, 0))
-    now.s += transport.KEEPALIVE_TIME_S - 0.1
+    clock.advance(transport.KEEPALIVE_TIME_S - 0.1)
     assert calls.is_alive()
     assert ping not in calls.data_to_send()
-    now.s += 0.1
+    clock.advance(0.1)
     assert calls.is_alive()
     assert calls.data_to_send().count(ping) == 1
-    now.s += transport.KEEPALIVE_TIMEOUT_S - 0.1
+    clock.advance(transport.KEEPALIVE_TIMEOUT_S - 0.1)
     assert calls.is_alive()
     assert not calls.data_to_send()
-    now.s += 0.1
+    clock.advance(0.1)
     assert not calls.is_alive()
 
 
@@ -362,16 +368,14 @@ def test_message_of_a_stream_that_can_not_be_taken_ends_it(start, failure):
     assert not calls.calls
 
 
-def test_connection_whose_calls_have_their_answers_is_not_pinged(monkeypatch):
-    now = SimpleNamespace(s=5.0)
-    monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: now.s))
+def test_connection_whose_calls_have_their_answers_is_not_pinged(clock):
     calls = Session("x:1", "http")
     calls.receive(HELLO)
-    answered = begun(calls, now_s=now.s)
+    answered = begun(calls, now_s=clock())
     calls.receive(of_call(answered, *OUTCOMES["answer"][0]))
     assert answered.outcome == b"hi"
     calls.data_to_send()
-    now.s += 100 * transport.KEEPALIVE_TIME_S
+    clock.advance(100 * transport.KEEPALIVE_TIME_S)
     assert calls.is_alive()
     assert not calls.data_to_send()
     assert calls.keepalive.due_s() == math.inf

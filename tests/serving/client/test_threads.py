@@ -396,13 +396,17 @@ def test_socket_is_closed_where_the_handshake_fails(left_s, error, number, monke
     assert (caught.value is error) == (number is None)
 
 
+def channel_of():
+    """A channel whose attempts to connect are the test's."""
+    return threads.ReconnectingChannel(Address("a", 1, "a:1"), Credentials(None, None, None, None))
+
+
 def test_thread_that_connects_lets_others_try_though_it_is_interrupted(monkeypatch):
     def connect(*_):
         raise errors.pop(0)
 
     monkeypatch.setattr(threads, "connect", connect)
-    address = Address("a", 1, "a:1")
-    channel = threads.ReconnectingChannel(address, Credentials(None, None, None, None))
+    channel = channel_of()
     errors: list[BaseException] = [KeyboardInterrupt(), TimeoutError("own"), OSError(5, "x")]
     for error in errors[:2]:
         with pytest.raises(type(error)):
@@ -414,9 +418,7 @@ def test_thread_that_connects_lets_others_try_though_it_is_interrupted(monkeypat
 
 
 def test_thread_that_waited_takes_the_connection_though_an_attempt_failed_before_it(monkeypatch):
-    channel = threads.ReconnectingChannel(
-        Address("a", 1, "a:1"), Credentials(None, None, None, None)
-    )
+    channel = channel_of()
     connected: Any = SimpleNamespace(is_usable=lambda: True)
 
     class Lock:
@@ -443,9 +445,7 @@ def test_threads_share_one_attempt_and_its_failure(monkeypatch):
         raise OSError(5, "x")
 
     monkeypatch.setattr(threads, "connect", connect)
-    channel = threads.ReconnectingChannel(
-        Address("a", 1, "a:1"), Credentials(None, None, None, None)
-    )
+    channel = channel_of()
     before: list[Any] = []
 
     class Lock:

@@ -230,7 +230,7 @@ def test_url_of_the_web_is_of_one_file_whose_content_is_sure(url, reason, tmp_pa
 
 
 def test_copy_is_made_by_one_process_at_a_time(system, tmp_path, monkeypatch):
-    """Whoever waits for another one finds its copy."""
+    """A process that has waited for another finds the copy which that one made."""
     repository = RemoteRepository("memory://full/models", tmp_path)
     done: Any = []
     newest = repository._newest

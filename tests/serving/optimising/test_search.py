@@ -64,7 +64,7 @@ class Setting:
         self.verdicts: dict[Candidate, GateVerdict] = {}
         self.asked: list[Any] = []
         self.is_hopeless = self.is_half = self.is_late = False
-        self.num_progress, self.now = 0, INT8
+        self.now = INT8
         self.done: list[Any] = []
         self.folder, self.base = folder, Model()
         (folder / "made.onnx").write_bytes(b"12345")
@@ -86,8 +86,11 @@ class Setting:
         maker: Any = SimpleNamespace(make=self._make, file=folder / "ready.onnx")
         self.search = Search(self.bench, maker)
 
+    @property
+    def num_progress(self):
+        return self.done.count("progress")
+
     def _progress(self):
-        self.num_progress += 1
         self.done.append("progress")
 
     def _make(self, candidate, *, keeps_activations=False):

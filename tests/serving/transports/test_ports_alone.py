@@ -1535,7 +1535,6 @@ def test_connection_ends_in_this_order():
         return lambda *args: done.append(name)
 
     peer: Any = Connected(flush=noted("flush"), close=noted("close"))
-    peer.engine.go_away = noted("say so")
     port: Any = FullPort(peer)
     peer.engine.go_away = noted("say so")
     port.forget, port.drop = noted("forget"), noted("drop")
